@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    arc_ingest::cli::main()
+}
