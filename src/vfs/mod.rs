@@ -1,1 +1,146 @@
+//! The only code that touches the log's files.
+//!
+//! Everything above sees [`Vfs`] and [`File`]; `os` is the real disk. A simulated disk implements the same two traits.
 
+pub mod mmap;
+pub mod os;
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use mmap::Mapping;
+pub use os::OsVfs;
+
+/// How a group is made durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SyncMode {
+    /// `fdatasync`: data and the metadata needed to read it.
+    Data,
+    /// `fsync`.
+    Full,
+    /// No sync at all; acknowledgements mean nothing. For tests.
+    UnsafeNone,
+}
+
+/// How groups reach the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// `pwritev`, then sync.
+    Pwrite,
+    /// Copy into a shared mapping, then `msync` of the range.
+    Mmap,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    pub name: String,
+    pub len: u64,
+    pub is_dir: bool,
+}
+
+/// A directory tree that can be made durable.
+pub trait Vfs: Send + Sync + Debug {
+    /// Entries of `dir`, sorted by name. Names that are not UTF-8 are left out: none of ours is.
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
+    /// Creates `dir` (mode 0700) and its parents, and syncs each parent in which one was created.
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+    /// Creates a file that must not exist, mode 0600, for reading and writing.
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes creations, renames and removals in `dir` durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Takes an exclusive lock, held until the value is dropped; None when another process has it.
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>>;
+    /// A word for a filesystem on which preallocated blocks cannot be relied upon, if `dir` is on one.
+    fn unsafe_filesystem(&self, dir: &Path) -> io::Result<Option<&'static str>>;
+}
+
+/// One open file. All offsets and lengths in bytes.
+pub trait File: Send + Sync + Debug {
+    fn len(&self) -> io::Result<u64>;
+
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Fills as much of `buf` as the file has from `offset` on; returns the bytes read.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all slices one after the other from `offset` on.
+    fn write_all_at(&self, bufs: &[&[u8]], offset: u64) -> io::Result<()>;
+    fn sync(&self, mode: SyncMode) -> io::Result<()>;
+    /// Reserves real blocks for `len` bytes and sets the length; new bytes read as zeros.
+    fn allocate(&self, len: u64) -> io::Result<()>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// The first `len` bytes, mapped read-only. The file must not be truncated while the mapping lives.
+    fn map(&self, len: u64) -> io::Result<Mapping>;
+    /// The way groups are appended to this file.
+    fn appender(self: Arc<Self>, engine: Engine, mode: SyncMode) -> io::Result<Box<dyn GroupWriter>>;
+}
+
+/// Appends groups to one segment.
+pub trait GroupWriter: Send + Debug {
+    /// Writes one group at `offset`.
+    fn write(&mut self, bufs: &[&[u8]], offset: u64) -> io::Result<()>;
+    /// Makes everything written so far durable.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// Whether the error says that the disk or quota is full. By errno, never by text.
+pub fn is_no_space(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Reads the whole file.
+///
+/// # Errors
+/// Of the file.
+pub fn read_all(f: &dyn File) -> io::Result<Vec<u8>> {
+    let len = f.len()?;
+    let mut out = vec![0u8; usize::try_from(len).map_err(|_| io::Error::other("file too large to read"))?];
+    let n = read_full(f, &mut out, 0)?;
+    out.truncate(n);
+    Ok(out)
+}
+
+/// Reads until `buf` is full or the file ends; returns the bytes read.
+///
+/// # Errors
+/// Of the file.
+pub fn read_full(f: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut at = 0;
+    while at < buf.len() {
+        let Some(rest) = buf.get_mut(at..) else { break };
+        match f.read_at(rest, offset + at as u64) {
+            Ok(0) => break,
+            Ok(n) => at += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(at)
+}
+
+/// Writes a small file so that it is either absent or complete after a crash: temporary name, sync, rename, directory sync.
+///
+/// # Errors
+/// Of the filesystem; the temporary file is removed.
+pub fn write_durable(vfs: &dyn Vfs, dir: &Path, name: &str, bytes: &[&[u8]]) -> io::Result<()> {
+    let tmp = dir.join(format!("{name}.tmp"));
+    let _ = vfs.remove(&tmp);
+    let result = (|| {
+        let f = vfs.create_new(&tmp)?;
+        f.write_all_at(bytes, 0)?;
+        f.sync(SyncMode::Full)?;
+        vfs.rename(&tmp, &dir.join(name))?;
+        vfs.sync_dir(dir)
+    })();
+    if result.is_err() {
+        let _ = vfs.remove(&tmp);
+    }
+    result
+}

@@ -1,0 +1,233 @@
+//! The real disk.
+
+use std::any::Any;
+use std::fs;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{DirEntry, Engine, File, GroupWriter, Mapping, SyncMode, Vfs, mmap};
+
+/// Most slices one `pwritev` takes (Linux UIO_MAXIOV).
+const MAX_IOV: usize = 1024;
+const ZEROS: usize = 1 << 20;
+
+#[derive(Debug, Default, Clone, Copy)]
+pub struct OsVfs;
+
+impl Vfs for OsVfs {
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut out = Vec::new();
+        for e in fs::read_dir(dir)? {
+            let e = e?;
+            let Ok(name) = e.file_name().into_string() else { continue };
+            // A file may go away between the two calls: a live server releases segments.
+            match e.metadata() {
+                Ok(m) => out.push(DirEntry { name, len: m.len(), is_dir: m.is_dir() }),
+                Err(x) if x.kind() == io::ErrorKind::NotFound => {}
+                Err(x) => return Err(x),
+            }
+        }
+        out.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(out)
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut missing: Vec<PathBuf> = Vec::new();
+        let mut at = dir.to_path_buf();
+        while !at.as_os_str().is_empty() && !at.exists() {
+            missing.push(at.clone());
+            let Some(p) = at.parent() else { break };
+            at = p.to_path_buf();
+        }
+        for d in missing.iter().rev() {
+            match fs::DirBuilder::new().mode(0o700).create(d) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
+            let parent = d.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            self.sync_dir(parent)?;
+        }
+        Ok(())
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let f = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Arc::new(OsFile(f)))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(OsFile(fs::OpenOptions::new().read(true).write(write).open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::File::open(dir)?.sync_all()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        let f = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        match f.try_lock() {
+            Ok(()) => {
+                // For people: the lock itself is the kernel's and dies with the process.
+                let pid = std::process::id().to_string();
+                f.set_len(0)?;
+                f.write_all_at(pid.as_bytes(), 0)?;
+                Ok(Some(Box::new(f)))
+            }
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    fn unsafe_filesystem(&self, dir: &Path) -> io::Result<Option<&'static str>> {
+        let s = rustix::fs::statfs(dir)?;
+        Ok(match s.f_type as u64 {
+            0x9123_683e => Some("btrfs (copy-on-write)"),
+            0x2fc1_2fc1 => Some("zfs (copy-on-write)"),
+            0x6969 => Some("nfs"),
+            0xff53_4d42 | 0xfe53_4d42 | 0x517b => Some("smb"),
+            0x6573_5546 => Some("fuse"),
+            _ => None,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct OsFile(fs::File);
+
+impl File for OsFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.size())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_all_at(&self, bufs: &[&[u8]], mut offset: u64) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = bufs.iter().filter(|b| !b.is_empty()).map(|b| IoSlice::new(b)).collect();
+        let mut rest = slices.as_mut_slice();
+        while !rest.is_empty() {
+            let n = rest.len().min(MAX_IOV);
+            let now = rest.get(..n).unwrap_or_default();
+            match rustix::io::pwritev(&self.0, now, offset) {
+                Ok(0) => return Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+                Ok(w) => {
+                    offset += w as u64;
+                    IoSlice::advance_slices(&mut rest, w);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self, mode: SyncMode) -> io::Result<()> {
+        match mode {
+            SyncMode::Data => self.0.sync_data(),
+            SyncMode::Full => self.0.sync_all(),
+            SyncMode::UnsafeNone => Ok(()),
+        }
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let from = self.len()?;
+        if len <= from {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), from, len - from) {
+            // The zeros below take the blocks where the filesystem cannot reserve them.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e.into()),
+        }
+        // Written once with zeros: a later write or fault finds written extents and changes no metadata.
+        let zeros = vec![0u8; ZEROS];
+        let mut at = from;
+        while at < len {
+            let n = (len - at).min(ZEROS as u64) as usize;
+            self.0.write_all_at(zeros.get(..n).unwrap_or_default(), at)?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn map(&self, len: u64) -> io::Result<Mapping> {
+        mmap::map(&self.0, len)
+    }
+
+    fn appender(self: Arc<Self>, engine: Engine, mode: SyncMode) -> io::Result<Box<dyn GroupWriter>> {
+        Ok(match engine {
+            Engine::Pwrite => Box::new(PwriteWriter { file: self, mode }),
+            Engine::Mmap => Box::new(mmap::MmapWriter::new(&self.0, mode)?),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct PwriteWriter {
+    file: Arc<OsFile>,
+    mode: SyncMode,
+}
+
+impl GroupWriter for PwriteWriter {
+    fn write(&mut self, bufs: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bufs, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync(self.mode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_many_slices_and_reads_them_back_in_both_engines() {
+        let dir = tempfile::tempdir().unwrap();
+        for engine in [Engine::Pwrite, Engine::Mmap] {
+            let path = dir.path().join(format!("{engine:?}"));
+            let f = OsVfs.create_new(&path).unwrap();
+            f.allocate(1 << 20).unwrap();
+            f.sync(SyncMode::Full).unwrap();
+            let parts: Vec<Vec<u8>> = (0..3000usize).map(|i| vec![i as u8; i % 7]).collect();
+            let refs: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            let mut w = f.clone().appender(engine, SyncMode::Data).unwrap();
+            w.write(&refs, 4096).unwrap();
+            w.sync().unwrap();
+            let all = super::super::read_all(&*OsVfs.open(&path, false).unwrap()).unwrap();
+            let flat = parts.concat();
+            assert_eq!(all.len(), 1 << 20);
+            assert_eq!(&all[4096..4096 + flat.len()], &flat[..]);
+            assert!(all[4096 + flat.len()..].iter().all(|b| *b == 0));
+            assert_eq!(&f.map(1 << 20).unwrap()[4096..4096 + flat.len()], &flat[..]);
+            assert!(w.write(&[&[1u8; 10]], (1 << 20) - 5).is_err() || engine == Engine::Pwrite);
+        }
+    }
+
+    #[test]
+    fn the_lock_is_exclusive_until_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = dir.path().join("LOCK");
+        let a = OsVfs.lock(&p).unwrap();
+        assert!(a.is_some());
+        assert!(OsVfs.lock(&p).unwrap().is_none());
+        drop(a);
+        assert!(OsVfs.lock(&p).unwrap().is_some());
+    }
+}
