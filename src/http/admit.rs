@@ -1,0 +1,202 @@
+//! Letting bodies in: how large one may be, how many bytes all of them may be, and reading one with few copies.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::header::EXPECT;
+use axum::http::request::Parts;
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::conn::{ConnState, DISCARD_LIMIT, DISCARD_TIME};
+use super::errors::Failure;
+use super::{App, Backend};
+use crate::error::RequestError;
+use crate::metrics::{Metrics, Rejected};
+
+/// Bytes to one permit of the semaphore, whose permits are counted in 32 bits.
+pub(super) const GRANULE: usize = 1024;
+/// What a body of unknown length is given at first.
+const FIRST: usize = 64 << 10;
+
+/// Permits for `bytes`.
+pub(super) fn granules(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(GRANULE).min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX)
+}
+
+/// A request's share of `max_in_flight`; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    permit: Option<OwnedSemaphorePermit>,
+    granules: u32,
+    metrics: Arc<Metrics>,
+}
+
+impl Share {
+    /// Makes the share at least `bytes` large, or as large as all there is: a body over `max_in_flight` is alone.
+    async fn grow<B: Backend>(&mut self, app: &App<B>, bytes: usize) -> Result<(), Failure> {
+        let want = granules(bytes).min(app.in_flight_total);
+        let more = want.saturating_sub(self.granules);
+        if more == 0 {
+            return Ok(());
+        }
+        let permit = match Arc::clone(&app.in_flight).try_acquire_many_owned(more) {
+            Ok(permit) => permit,
+            Err(_) => match timeout(app.settings.admit_wait, Arc::clone(&app.in_flight).acquire_many_owned(more)).await {
+                Ok(Ok(permit)) => permit,
+                _ => return Err(Failure::InFlight),
+            },
+        };
+        match &mut self.permit {
+            Some(held) => held.merge(permit),
+            None => self.permit = Some(permit),
+        }
+        self.metrics.http_in_flight_bytes.increment(f64::from(more) * GRANULE as f64);
+        self.granules = want;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.metrics.http_in_flight_bytes.decrement(f64::from(self.granules) * GRANULE as f64);
+    }
+}
+
+/// The body of a request on its way in.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    body: Body,
+    conn: Arc<ConnState>,
+    waits_for_continue: bool,
+    ended: bool,
+}
+
+impl Inbound {
+    pub(super) fn new(head: &Parts, body: Body, conn: Arc<ConnState>) -> Self {
+        let ended = body.is_end_stream();
+        Self { body, conn, waits_for_continue: head.headers.contains_key(EXPECT), ended }
+    }
+
+    /// The bytes that are still to come, if the client said so.
+    fn declared(&self) -> Option<u64> {
+        if self.ended { Some(0) } else { self.body.size_hint().exact() }
+    }
+
+    /// Reads the whole body, within the limits.
+    pub(super) async fn read<B: Backend>(&mut self, app: &App<B>) -> Result<(Bytes, Share), Failure> {
+        let max = app.settings.max_payload_size;
+        let declared = self.declared().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        if declared.is_some_and(|n| n > max) {
+            return Err(too_large(max));
+        }
+        let mut share = Share { permit: None, granules: 0, metrics: Arc::clone(&app.metrics) };
+        if declared == Some(0) {
+            return Ok((Bytes::new(), share));
+        }
+        share.grow(app, declared.unwrap_or(FIRST.min(max))).await?;
+        self.conn.body_started();
+        let bytes = self.gather(app, &mut share, declared, max).await;
+        self.conn.body_ended();
+        Ok((bytes?, share))
+    }
+
+    /// A body that comes in one piece is handed on as it is; only a second piece makes a buffer, of the declared size.
+    async fn gather<B: Backend>(&mut self, app: &App<B>, share: &mut Share, declared: Option<usize>, max: usize) -> Result<Bytes, Failure> {
+        let mut first = Bytes::new();
+        let mut rest: Vec<u8> = Vec::new();
+        while let Some(piece) = self.piece(&app.metrics).await? {
+            let total = first.len().max(rest.len()).saturating_add(piece.len());
+            if total > max {
+                return Err(too_large(max));
+            }
+            if first.is_empty() && rest.is_empty() {
+                share.grow(app, total).await?;
+                first = piece;
+            } else {
+                if total > rest.capacity() {
+                    let capacity = declared.unwrap_or_else(|| (rest.capacity() * 2).clamp(FIRST.min(max), max)).max(total);
+                    share.grow(app, capacity).await?;
+                    rest.reserve_exact(capacity - rest.len());
+                }
+                if rest.is_empty() {
+                    rest.extend_from_slice(&first);
+                    first = Bytes::new();
+                }
+                rest.extend_from_slice(&piece);
+            }
+            if declared == Some(total) {
+                self.ended = true;
+                break;
+            }
+        }
+        Ok(if rest.is_empty() { first } else { Bytes::from(rest) })
+    }
+
+    async fn piece(&mut self, metrics: &Metrics) -> Result<Option<Bytes>, Failure> {
+        loop {
+            match self.body.frame().await {
+                None => {
+                    self.ended = true;
+                    return Ok(None);
+                }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => {}
+                    Ok(data) => return Ok(Some(data)),
+                    Err(_trailers) => {}
+                },
+                Some(Err(error)) => {
+                    self.ended = true;
+                    if malformed(&error) {
+                        return Err(RequestError::Invalid("the chunked encoding of the body is malformed".to_owned()).into());
+                    }
+                    metrics.reject(Rejected::CutBody);
+                    tracing::debug!(%error, "the client went away within a body");
+                    match self.conn.close_without_answer().await {}
+                }
+            }
+        }
+    }
+
+    /// Called when the answer stands: what is left of the body is read and thrown away if it is little, so that the
+    /// connection can go on; otherwise the connection has to end after the answer, which `true` says.
+    pub(super) async fn settle(&mut self) -> bool {
+        if self.ended || self.body.is_end_stream() {
+            return false;
+        }
+        let little = self.declared().is_some_and(|n| n <= DISCARD_LIMIT as u64);
+        // Reading would tell a client that waits for "100 Continue" to send what nobody wants.
+        if little && !self.waits_for_continue {
+            let rest = async {
+                while let Some(frame) = self.body.frame().await {
+                    if frame.is_err() {
+                        return false;
+                    }
+                }
+                true
+            };
+            if timeout(DISCARD_TIME, rest).await == Ok(true) {
+                return false;
+            }
+        }
+        self.conn.leave_unread();
+        true
+    }
+}
+
+fn too_large(max: usize) -> Failure {
+    RequestError::TooLarge(format!("the body is over server.max_payload_size ({max} bytes); send less in one request")).into()
+}
+
+/// Tells a body that breaks the rules of chunked encoding from a connection that broke.
+fn malformed(error: &axum::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = source {
+        if let Some(io) = e.downcast_ref::<std::io::Error>() {
+            return matches!(io.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData);
+        }
+        source = e.source();
+    }
+    false
+}

@@ -1,0 +1,110 @@
+//! Everything that is not a write: health, readiness, metrics, flush.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Query;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Uri};
+use axum::response::Response;
+use serde_json::json;
+
+use super::errors::{self, Failure};
+use super::{App, Backend, FlushOutcome};
+use crate::error::{Reason, RequestError};
+
+/// How long a flush may take when the request does not say.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest it may ask for.
+const FLUSH_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+/// `GET /health`
+pub(super) fn health<B: Backend>(app: &App<B>) -> Response {
+    let body = json!({
+        "status": "pass",
+        "name": "arc",
+        "message": "ready for queries and writes",
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_sec": app.started.elapsed().as_secs(),
+    });
+    errors::json(200, &body)
+}
+
+/// `GET /ready`
+pub(super) fn ready<B: Backend>(app: &App<B>) -> Response {
+    let mut readiness = app.backend.readiness();
+    if app.draining() {
+        readiness.ready = false;
+        readiness.reason = Some(Reason::Shutdown.word().to_owned());
+    }
+    let (status, word) = if readiness.ready { (200, "ready") } else { (503, "not_ready") };
+    errors::json(status, &json!({"status": word, "reason": readiness.reason, "progress": readiness.progress}))
+}
+
+/// `GET /metrics`
+pub(super) fn metrics<B: Backend>(app: &App<B>) -> Response {
+    let mut response = Response::new(Body::from(app.metrics.render()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    response
+}
+
+/// `POST /api/v1/flush?timeout=60s`
+pub(super) async fn flush<B: Backend>(app: &App<B>, uri: &Uri) -> Result<Response, Failure> {
+    let timeout = match query(uri)?.into_iter().find(|(k, _)| k == "timeout") {
+        Some((_, text)) => duration(&text).filter(|d| *d <= FLUSH_TIMEOUT_MAX).ok_or_else(|| {
+            RequestError::Invalid("timeout must be a whole number and one of ms, s, m, h (or none, for seconds), at most 1h".to_owned())
+        })?,
+        None => FLUSH_TIMEOUT,
+    };
+    match app.backend.flush(timeout).await {
+        FlushOutcome::Done { files, rows, through_seq } => {
+            Ok(errors::json(200, &json!({"status": "success", "files": files, "rows": rows, "through_seq": through_seq})))
+        }
+        FlushOutcome::TimedOut { through_seq, target_seq } => {
+            Ok(errors::json(504, &json!({"status": "timeout", "through_seq": through_seq, "target_seq": target_seq})))
+        }
+        FlushOutcome::Failed(error) => Err(error.into()),
+    }
+}
+
+/// The pairs of the query string, decoded.
+pub(super) fn query(uri: &Uri) -> Result<Vec<(String, String)>, RequestError> {
+    if uri.query().is_none_or(str::is_empty) {
+        return Ok(Vec::new());
+    }
+    match Query::<Vec<(String, String)>>::try_from_uri(uri) {
+        Ok(Query(pairs)) => Ok(pairs),
+        Err(_) => Err(RequestError::Invalid("the query string cannot be read".to_owned())),
+    }
+}
+
+/// A whole number and `ms`, `s`, `m` or `h`; without one, seconds.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "" | "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        "h" => number.checked_mul(3600).map(Duration::from_secs),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(duration("60s"), Some(Duration::from_secs(60)));
+        assert_eq!(duration("7"), Some(Duration::from_secs(7)));
+        assert_eq!(duration("2m"), Some(Duration::from_secs(120)));
+        assert_eq!(duration("1h"), Some(Duration::from_secs(3600)));
+        for bad in ["", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999999s", "18446744073709551615h"] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+}

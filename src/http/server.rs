@@ -1,0 +1,181 @@
+//! The accept loop and the end of it.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1::{Builder, Connection};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::conn::{ConnState, Ended, Http, Part, Watched, drive};
+use super::routes::{ConnService, router};
+use super::{App, Backend};
+use crate::metrics::{Metrics, Rejected};
+
+/// Largest read buffer of a connection: a body of the usual size still comes in few pieces.
+const READ_BUFFER: usize = 256 << 10;
+/// Largest head of a request; over it hyper answers 431.
+const MAX_HEAD: usize = 32 << 10;
+/// Pause after an accept that failed for want of something (file descriptors, memory).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often histograms are folded.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How serving ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Served {
+    /// Connections that had not finished when the shutdown's time was up.
+    pub aborted: usize,
+}
+
+/// Serves `listener` until `shutdown` ends, then lets requests under way finish, for `shutdown_timeout` at most.
+pub async fn serve<B: Backend>(listener: TcpListener, app: Arc<App<B>>, shutdown: impl Future<Output = ()>) -> Served {
+    let router = router(&app);
+    let mut http = Builder::new();
+    // Heads, bodies and idle connections are timed by `conn`.
+    http.header_read_timeout(None).half_close(true).keep_alive(true).max_buf_size(READ_BUFFER).max_header_size(MAX_HEAD);
+
+    let slots = Arc::new(Semaphore::new(app.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+    let (drain, drained) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut upkeep = interval(UPKEEP);
+    upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    loop {
+        let next = next_connection(&listener, &slots, &app.metrics);
+        let (socket, slot) = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            _ = upkeep.tick() => {
+                app.metrics.upkeep();
+                continue;
+            }
+            next = next => next,
+        };
+        while let Some(ended) = connections.try_join_next() {
+            log_join(ended);
+        }
+        let (http, router, app, drained) = (http.clone(), router.clone(), Arc::clone(&app), drained.clone());
+        connections.spawn(async move { connection(socket, slot, &http, router, &app, drained).await });
+    }
+
+    app.draining.store(true, Ordering::Relaxed);
+    drop(listener);
+    let _ = drain.send(true);
+    let finishing = async {
+        while let Some(ended) = connections.join_next().await {
+            log_join(ended);
+        }
+    };
+    let in_time = timeout(app.settings.shutdown_timeout, finishing).await.is_ok();
+    while let Some(ended) = connections.try_join_next() {
+        log_join(ended);
+    }
+    let aborted = if in_time { 0 } else { connections.len() };
+    if aborted > 0 {
+        tracing::warn!(connections = aborted, "the shutdown's time is up: closing connections with requests under way");
+        connections.shutdown().await;
+    }
+    Served { aborted }
+}
+
+fn log_join(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection's task panicked");
+    }
+}
+
+/// A slot first, then a connection: what has no slot waits in the listener's backlog.
+async fn next_connection(listener: &TcpListener, slots: &Arc<Semaphore>, metrics: &Metrics) -> (TcpStream, OwnedSemaphorePermit) {
+    let slot = match Arc::clone(slots).acquire_owned().await {
+        Ok(slot) => slot,
+        Err(_closed) => std::future::pending().await,
+    };
+    loop {
+        match listener.accept().await {
+            Ok((socket, _peer)) => return (socket, slot),
+            Err(error) => {
+                metrics.http_accept_errors_total.increment(1);
+                if !of_one_connection(&error) {
+                    tracing::error!(%error, "cannot accept connections; trying again");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Errors of the connection that was to be accepted, not of the listener.
+fn of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted
+    )
+}
+
+struct Open<'a>(&'a Metrics);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.http_connections.decrement(1.0);
+    }
+}
+
+async fn connection<B: Backend>(
+    socket: TcpStream,
+    slot: OwnedSemaphorePermit,
+    http: &Builder,
+    router: Router,
+    app: &App<B>,
+    drain: watch::Receiver<bool>,
+) {
+    app.metrics.http_connections.increment(1.0);
+    let open = Open(&app.metrics);
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "no TCP_NODELAY");
+    }
+    let state = ConnState::new(&app.settings);
+    let service = ConnService { router, state: Arc::clone(&state) };
+    let io = TokioIo::new(Watched { socket, state: Arc::clone(&state) });
+    match drive(Http1(http.serve_connection(io, service)), &state, drain).await {
+        Ended::TooSlow(Part::Body) => {
+            app.metrics.reject(Rejected::SlowBody);
+            tracing::debug!("a body came too slowly");
+        }
+        Ended::TooSlow(Part::Head) => {
+            app.metrics.reject(Rejected::SlowHeader);
+            tracing::debug!("a head came too slowly");
+        }
+        Ended::TooSlow(_) | Ended::Done | Ended::Cut => {}
+    }
+    drop(open);
+    drop(slot);
+}
+
+struct Http1(Connection<TokioIo<Watched>, ConnService>);
+
+impl Http for Http1 {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_without_shutdown(cx)
+    }
+
+    fn finish(&mut self) {
+        Pin::new(&mut self.0).graceful_shutdown();
+    }
+
+    fn into_io(self) -> Watched {
+        self.0.into_parts().io.into_inner()
+    }
+}

@@ -1,0 +1,92 @@
+//! The write route: what the head of a request says, then the body, then the backend.
+
+use axum::body::Body;
+use axum::http::header::HeaderName;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::response::Response;
+
+use super::errors::Failure;
+use super::routes::Call;
+use super::{App, Backend, WriteRequest, ops, printable};
+use crate::batch::check_database_name;
+use crate::error::RequestError;
+use crate::limits::MAX_IDEMPOTENCY_KEY;
+use crate::types::TimeUnit;
+
+const X_ARC_DATABASE: HeaderName = HeaderName::from_static("x-arc-database");
+const X_ARC_TIME_UNIT: HeaderName = HeaderName::from_static("x-arc-time-unit");
+const X_ARC_SEQUENCE: HeaderName = HeaderName::from_static("x-arc-sequence");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// `POST /api/v1/write/msgpack`
+pub(super) async fn msgpack<B: Backend>(app: &App<B>, call: &mut Call) -> Result<Response, Failure> {
+    let database = database(&call.head.headers, &call.head.uri)?;
+    let time_unit = time_unit(&call.head.headers)?;
+    let idempotency_key = idempotency_key(&call.head.headers)?;
+    app.backend.before_body()?;
+
+    let (body, share) = call.body.read(app).await?;
+    app.metrics.ingest_bytes_total.increment(body.len() as u64);
+    let request = WriteRequest { database, time_unit, idempotency_key, body, request_id: call.id.clone() };
+    let outcome = app.backend.write_msgpack(request).await;
+    drop(share);
+
+    let outcome = outcome?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    if let Some(sequence) = outcome.sequence {
+        response.headers_mut().insert(X_ARC_SEQUENCE, HeaderValue::from(sequence));
+    }
+    if outcome.replayed {
+        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+fn invalid(message: impl Into<String>) -> RequestError {
+    RequestError::Invalid(message.into())
+}
+
+/// The one value of a header, if there is one.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, RequestError> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(invalid(format!("the header {name} is there more than once"))),
+        (value, None) => Ok(value),
+    }
+}
+
+fn text<'a>(value: &'a HeaderValue, name: &HeaderName) -> Result<&'a str, RequestError> {
+    value.to_str().map_err(|_| invalid(format!("the header {name} is not ASCII text")))
+}
+
+/// The header, else `db`, else `bucket`, else `default`.
+fn database(headers: &HeaderMap, uri: &Uri) -> Result<String, RequestError> {
+    let name = match single(headers, &X_ARC_DATABASE)? {
+        Some(value) => text(value, &X_ARC_DATABASE)?.to_owned(),
+        None => {
+            let mut query = ops::query(uri)?;
+            let mut take = |key: &str| query.iter().position(|(k, _)| k == key).map(|at| query.swap_remove(at).1);
+            take("db").or_else(|| take("bucket")).unwrap_or_else(|| "default".to_owned())
+        }
+    };
+    check_database_name(&name)?;
+    Ok(name)
+}
+
+fn time_unit(headers: &HeaderMap) -> Result<Option<TimeUnit>, RequestError> {
+    let Some(value) = single(headers, &X_ARC_TIME_UNIT)? else { return Ok(None) };
+    match TimeUnit::parse(text(value, &X_ARC_TIME_UNIT)?) {
+        Some(unit) => Ok(Some(unit)),
+        None => Err(invalid("the header x-arc-time-unit must be one of s, ms, us, ns")),
+    }
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, RequestError> {
+    let Some(value) = single(headers, &IDEMPOTENCY_KEY)? else { return Ok(None) };
+    match value.to_str() {
+        Ok(key) if printable(value.as_bytes(), MAX_IDEMPOTENCY_KEY) => Ok(Some(key.to_owned())),
+        _ => Err(invalid(format!("Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII bytes"))),
+    }
+}
