@@ -1,1 +1,20 @@
+//! The write-ahead log: appending, group commit, segments, recovery.
+//!
+//! One thread owns the active segment (`commit::Committer`); it is a machine with a `step`, driven by a loop here and by a
+//! scheduler in a simulation. Requests reach it through [`Appender`]; the compactor sees [`SealedSegment`]s.
+//!
+//! INVARIANT(watermarks): `released <= shipped <= sealed <= durable <= appended`, asserted at every change.
+//! INVARIANT(ack-after-sync): a waiter hears of its sequence only after the sync that covers it has returned.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+pub mod commit;
+pub mod files;
+pub mod manifest;
+pub mod prealloc;
+pub mod queue;
+pub mod reader;
+pub mod recover;
+pub mod shared;
+
+pub use queue::{AppendError, Appender, Completion};
+pub use shared::{SealedSegment, Shared, Watermarks};

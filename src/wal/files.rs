@@ -1,0 +1,64 @@
+//! Names of the files in the log's directory.
+
+use std::path::{Path, PathBuf};
+
+pub const LOCK: &str = "LOCK";
+pub const RESERVE: &str = "reserve";
+pub const POOL: &str = "pool";
+pub const SIDE: &str = "side";
+pub const QUARANTINE: &str = "quarantine";
+
+pub fn segment_name(id: u64) -> String {
+    format!("seg-{id:016x}.wal")
+}
+
+pub fn manifest_name(id: u64) -> String {
+    format!("manifest-{id:016x}")
+}
+
+pub fn spare_name(n: u64) -> String {
+    format!("spare-{n:016x}.tmp")
+}
+
+pub fn pool_name(id: u64) -> String {
+    format!("free-{id:016x}.tmp")
+}
+
+fn hex(s: &str) -> Option<u64> {
+    (s.len() == 16 && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))).then(|| u64::from_str_radix(s, 16).ok())?
+}
+
+/// The id in a segment's file name.
+pub fn parse_segment(name: &str) -> Option<u64> {
+    hex(name.strip_prefix("seg-")?.strip_suffix(".wal")?)
+}
+
+/// The id in a manifest's file name.
+pub fn parse_manifest(name: &str) -> Option<u64> {
+    hex(name.strip_prefix("manifest-")?)
+}
+
+/// Whether the name is that of a file that never holds acknowledged data: a spare, or an unfinished manifest.
+pub fn is_scratch(name: &str) -> bool {
+    name.ends_with(".tmp") && (name.starts_with("spare-") || name.starts_with("manifest-"))
+}
+
+pub fn segment_path(dir: &Path, id: u64) -> PathBuf {
+    dir.join(segment_name(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_near_misses_are_not_ours() {
+        assert_eq!(parse_segment(&segment_name(0xabc)), Some(0xabc));
+        assert_eq!(parse_manifest(&manifest_name(7)), Some(7));
+        for bad in ["seg-1.wal", "seg-00000000000000AB.wal", "seg-0000000000000001.wal.bak", "manifest-0000000000000001.tmp"] {
+            assert_eq!(parse_segment(bad).or(parse_manifest(bad)), None, "{bad}");
+        }
+        assert!(is_scratch(&spare_name(1)) && is_scratch("manifest-0000000000000001.tmp"));
+        assert!(!is_scratch(&segment_name(1)));
+    }
+}

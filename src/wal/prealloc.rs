@@ -1,0 +1,206 @@
+//! Keeps one spare segment ready, off the hot path: from the pool of released files, else a new file with real blocks,
+//! written once with zeros. A full disk shows up here.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::files;
+use super::shared::{Shared, lock};
+use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::vfs::{File, SyncMode, Vfs, is_no_space};
+
+/// A prepared file under a temporary name.
+#[derive(Debug)]
+pub struct Spare {
+    pub path: PathBuf,
+    pub file: Arc<dyn File>,
+    pub len: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ready: Option<Spare>,
+    /// Data bytes that the next segment must hold, when more than usual.
+    wanted: u64,
+    failure: Option<Failure>,
+    pool: Vec<(PathBuf, u64)>,
+    next: u64,
+    stop: bool,
+}
+
+/// Why no spare could be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    DiskFull,
+    SizeLimit,
+    Other,
+}
+
+/// Makes spares; shared by the committer (takes), the compactor (gives released files back) and its own thread (prepares).
+#[derive(Debug)]
+pub struct Preallocator {
+    vfs: Arc<dyn Vfs>,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Preallocator {
+    pub fn new(vfs: Arc<dyn Vfs>, shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self { vfs, shared, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// A spare with at least `data` bytes of data area, if one is ready.
+    ///
+    /// # Errors
+    /// Why there is none; None = it is being prepared.
+    pub fn take(&self, data: u64) -> Result<Spare, Option<Failure>> {
+        let mut s = lock(&self.state);
+        let needed = FILE_HEADER_BYTES as u64 + data;
+        if s.ready.as_ref().is_some_and(|r| r.len >= needed)
+            && let Some(spare) = s.ready.take()
+        {
+            s.wanted = 0;
+            self.publish(&s);
+            self.changed.notify_all();
+            return Ok(spare);
+        }
+        s.wanted = s.wanted.max(data);
+        self.changed.notify_all();
+        Err(s.failure)
+    }
+
+    fn publish(&self, s: &State) {
+        let mut seg = lock(&self.shared.segments);
+        seg.spare = (usize::from(s.ready.is_some()), s.ready.as_ref().map_or(0, |r| r.len));
+        seg.pool = (s.pool.len(), s.pool.iter().map(|p| p.1).sum());
+        self.shared.recount(&seg);
+    }
+
+    /// Takes a released segment's file into the pool, or removes it. The caller has made the release durable; nothing maps the
+    /// file any more when `reusable`. The directory is synced here.
+    ///
+    /// # Errors
+    /// Of the filesystem.
+    pub fn give(&self, path: PathBuf, len: u64, id: u64, reusable: bool) -> io::Result<()> {
+        let dir = &self.shared.settings.directory;
+        let mut s = lock(&self.state);
+        let keep =
+            reusable && len == self.shared.settings.segment_len() && s.pool.len() < self.shared.settings.pool && !self.shared.reserve_spent();
+        if keep {
+            let to = dir.join(files::POOL).join(files::pool_name(id));
+            self.vfs.rename(&path, &to)?;
+            self.vfs.sync_dir(&dir.join(files::POOL))?;
+            self.vfs.sync_dir(dir)?;
+            s.pool.push((to, len));
+        } else {
+            match self.vfs.remove(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            self.vfs.sync_dir(dir)?;
+        }
+        self.publish(&s);
+        drop(s);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Removes all pooled files, for their blocks.
+    pub fn empty_pool(&self) {
+        let mut s = lock(&self.state);
+        for (p, _) in std::mem::take(&mut s.pool) {
+            let _ = self.vfs.remove(&p);
+        }
+        self.publish(&s);
+    }
+
+    /// Prepares one spare if one is wanted; true when something was done. A failure is remembered and retried.
+    pub fn step(&self) -> bool {
+        let (len, from_pool, n) = {
+            let mut s = lock(&self.state);
+            let data = s.wanted.max(self.shared.settings.segment_data).next_multiple_of(BLOCK as u64);
+            let len = FILE_HEADER_BYTES as u64 + data;
+            if s.ready.as_ref().is_some_and(|r| r.len >= len) || s.stop {
+                return false;
+            }
+            if let Some(small) = s.ready.take() {
+                // An ordinary spare is in the way of an oversized one.
+                let _ = self.vfs.remove(&small.path);
+            }
+            let pooled = s.pool.iter().position(|p| p.1 == len).map(|i| s.pool.swap_remove(i));
+            s.next += 1;
+            (len, pooled, s.next)
+        };
+        let path = self.shared.settings.directory.join(files::spare_name(n));
+        let made = self.prepare(&path, len, from_pool.as_ref().map(|p| &p.0));
+        let mut s = lock(&self.state);
+        match made {
+            Ok(file) => {
+                s.ready = Some(Spare { path, file, len });
+                s.failure = None;
+            }
+            Err((e, f)) => {
+                if s.failure != Some(f) {
+                    tracing::warn!(error = %e, "no spare segment can be prepared: {f:?}");
+                    self.shared.set_last_error(format!("preparing a spare segment: {e}"));
+                }
+                s.failure = Some(f);
+            }
+        }
+        self.publish(&s);
+        let done = s.failure.is_none();
+        drop(s);
+        self.shared.queue_ready.notify_all();
+        done
+    }
+
+    fn prepare(&self, path: &std::path::Path, len: u64, pooled: Option<&PathBuf>) -> Result<Arc<dyn File>, (io::Error, Failure)> {
+        let classify = |e: io::Error| {
+            let f = if is_no_space(&e) { Failure::DiskFull } else { Failure::Other };
+            (e, f)
+        };
+        if let Some(from) = pooled {
+            self.vfs.rename(from, path).map_err(classify)?;
+            return self.vfs.open(path, true).map_err(classify);
+        }
+        if self.shared.total_bytes() + len > self.shared.settings.max_size {
+            return Err((io::Error::other("wal.max_size is reached"), Failure::SizeLimit));
+        }
+        if self.shared.reserve_spent() {
+            return Err((io::Error::from_raw_os_error(libc::ENOSPC), Failure::DiskFull));
+        }
+        let result = (|| {
+            let f = self.vfs.create_new(path)?;
+            f.allocate(len)?;
+            f.sync(SyncMode::Full)?;
+            Ok(f)
+        })();
+        result.map_err(|e| {
+            let _ = self.vfs.remove(path);
+            classify(e)
+        })
+    }
+
+    /// Runs [`Self::step`] until [`Self::stop`].
+    pub fn run(&self) {
+        loop {
+            let worked = self.step();
+            let s = lock(&self.state);
+            if s.stop {
+                return;
+            }
+            if !worked {
+                let wait = if s.failure.is_some() { Duration::from_millis(200) } else { Duration::from_secs(5) };
+                drop(self.changed.wait_timeout(s, wait).unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+    }
+
+    pub fn stop(&self) {
+        lock(&self.state).stop = true;
+        self.changed.notify_all();
+    }
+}

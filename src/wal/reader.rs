@@ -1,0 +1,95 @@
+//! Reading files of a log with `pread`, for recovery and tools: an unreadable block is a finding, never a crash.
+
+use std::io;
+use std::path::Path;
+
+use crate::format::file_header::{FileHeader, FileKind, HeaderError};
+use crate::format::record::{RecordHeader, RecordKind};
+use crate::format::scan::{Found, Known, Scanner, Verdict, judge};
+use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::vfs::{File, Vfs, read_full};
+
+/// A file's bytes, with what could not be read replaced by zeros.
+#[derive(Debug, Default)]
+pub struct FileBytes {
+    pub bytes: Vec<u8>,
+    /// Offsets of blocks that gave an I/O error.
+    pub unreadable: Vec<u64>,
+}
+
+/// Reads the first `len` bytes of `f` into `into` (reused between files).
+///
+/// # Errors
+/// Only when the length cannot be had or memory bounds are exceeded; a block that cannot be read is noted.
+pub fn read_file(f: &dyn File, into: &mut FileBytes) -> io::Result<()> {
+    let len = usize::try_from(f.len()?).map_err(|_| io::Error::other("file too large"))?;
+    into.unreadable.clear();
+    into.bytes.clear();
+    into.bytes.resize(len, 0);
+    const STEP: usize = 1 << 20;
+    let mut at = 0usize;
+    while at < len {
+        let n = STEP.min(len - at);
+        let Some(dst) = into.bytes.get_mut(at..at + n) else { break };
+        match read_full(f, dst, at as u64) {
+            Ok(got) if got == n => {}
+            Ok(_) => break,
+            Err(_) => {
+                for (i, block) in dst.chunks_mut(BLOCK).enumerate() {
+                    let offset = (at + i * BLOCK) as u64;
+                    if read_full(f, block, offset).is_err() {
+                        block.fill(0);
+                        into.unreadable.push(offset);
+                    }
+                }
+            }
+        }
+        at += n;
+    }
+    Ok(())
+}
+
+/// The header of a file, read on its own.
+///
+/// # Errors
+/// Of opening the file; bad headers are the inner error.
+pub fn read_header(vfs: &dyn Vfs, path: &Path, kind: FileKind) -> io::Result<(u64, Result<(FileHeader, [Option<HeaderError>; 2]), [HeaderError; 2]>)> {
+    let f = vfs.open(path, false)?;
+    let len = f.len()?;
+    let mut head = vec![0u8; FILE_HEADER_BYTES];
+    let mut n = 0;
+    for block in head.chunks_mut(BLOCK) {
+        n += read_full(&*f, block, n as u64).unwrap_or(BLOCK);
+    }
+    head.truncate(n.min(FILE_HEADER_BYTES));
+    Ok((len, FileHeader::parse_file(&head, kind)))
+}
+
+/// Scans and judges the records of one file.
+pub fn scan(file: &FileBytes, salt: u64, known: Known) -> Verdict {
+    let to = known.declared.map_or(file.bytes.len() as u64, |d| d.0.min(file.bytes.len() as u64));
+    let found: Vec<Found> = Scanner::new(&file.bytes, salt, FILE_HEADER_BYTES as u64, to).collect();
+    judge(known, &found)
+}
+
+/// The salt of a file whose header is lost: that of the first record that vouches for itself and its place.
+pub fn salt_without_header(file: &FileBytes) -> Option<u64> {
+    let mut at = FILE_HEADER_BYTES;
+    while let Some(rest) = file.bytes.get(at..) {
+        if rest.len() < crate::limits::RECORD_HEADER_BYTES {
+            return None;
+        }
+        if let Some(h) = RecordHeader::parse(rest)
+            && h.offset == at as u64
+        {
+            return Some(h.salt);
+        }
+        at += BLOCK;
+    }
+    None
+}
+
+/// Write records of a verdict.
+pub fn writes(v: &Verdict) -> impl Iterator<Item = &RecordHeader> {
+    v.records.iter().filter(|r| r.kind == RecordKind::Write)
+}

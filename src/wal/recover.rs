@@ -1,0 +1,676 @@
+//! Opening a log: look at everything first, report, and only then act.
+//!
+//! [`inspect`] touches nothing and is what the tools use as well; [`open`] acts on its report. The decision table is in
+//! `wal-format.md` and implemented by `format::scan::judge` (places within a file) and [`inspect`] (files).
+
+use std::any::Any;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::commit::{Activation, Active, Committer, activate};
+use super::files;
+use super::manifest::{Loaded, Manifest, ManifestError, ManifestState, load, put_group};
+use super::prealloc::{Preallocator, Spare};
+use super::reader::{FileBytes, read_file, read_header, salt_without_header, scan};
+use super::shared::{LogSettings, SealedSegment, Shared, Watermarks, lock};
+use crate::clock::SharedClock;
+use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind};
+use crate::format::manifest::Entry;
+use crate::format::record::{RecordHeader, RecordKind, pad_len};
+use crate::format::scan::{Finding, Known, Label, Scanner, Verdict};
+use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::metrics::Metrics;
+use crate::types::{LogId, Sequence};
+use crate::vfs::{SyncMode, Vfs, is_no_space, write_durable};
+
+/// A finding with its file.
+#[derive(Clone, Debug)]
+pub struct SegmentFinding {
+    pub segment: u64,
+    pub finding: Finding,
+}
+
+#[derive(Clone, Debug)]
+pub struct SegmentReport {
+    pub id: u64,
+    pub path: PathBuf,
+    pub file_len: u64,
+    pub salt: u64,
+    pub first_sequence: Sequence,
+    pub last_sequence: Sequence,
+    pub end: u64,
+    /// `clean`, `active` (newest, clean), `torn`, `damaged`, `header_lost`, `released` (left over).
+    pub label: &'static str,
+}
+
+/// What a log directory holds.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub log: Option<LogId>,
+    pub segments: Vec<SegmentReport>,
+    pub findings: Vec<SegmentFinding>,
+    /// Why a server would refuse to start here: it needs a decision by a person.
+    pub refusals: Vec<String>,
+    /// The highest sequence that a recovery would keep.
+    pub through: Sequence,
+    /// F of the newest segment.
+    pub floor: Sequence,
+    pub manifest: Option<ManifestSummary>,
+    /// The whole state of the manifest.
+    pub state: ManifestState,
+    stale_manifests: Vec<PathBuf>,
+    newest: Option<Newest>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ManifestSummary {
+    pub path: PathBuf,
+    pub id: u64,
+    pub salt: u64,
+    pub end: u64,
+    pub last_sequence: Sequence,
+    pub torn: Option<String>,
+}
+
+/// What the successor of the newest segment is made from.
+#[derive(Debug)]
+struct Newest {
+    /// End behind the group of F.
+    end: u64,
+    /// Records above F, to be copied: payload, header.
+    tail: Vec<(RecordHeader, Vec<u8>)>,
+}
+
+impl Report {
+    pub fn is_damaged(&self) -> bool {
+        self.findings.iter().any(|f| f.finding.label.is_damage())
+    }
+
+    /// `clean`, `torn`, `damaged` or `refused`. A torn or a live tail is clean as far as exit codes go.
+    pub fn verdict(&self) -> &'static str {
+        if !self.refusals.is_empty() {
+            "refused"
+        } else if self.is_damaged() {
+            "damaged"
+        } else if !self.findings.is_empty() {
+            "torn"
+        } else {
+            "clean"
+        }
+    }
+}
+
+/// One kept record of a segment, in order of sequences.
+pub struct Visited<'a> {
+    pub segment: u64,
+    pub header: &'a RecordHeader,
+    pub payload: &'a [u8],
+}
+
+/// How far a long look has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+}
+
+struct Listed {
+    id: u64,
+    path: PathBuf,
+    len: u64,
+    header: Result<FileHeader, String>,
+}
+
+/// Looks at the whole log and calls `visit` for every write record that a recovery would keep. Read-only.
+///
+/// # Errors
+/// Only when the directory or a file cannot be opened at all; whatever is wrong inside is in the report.
+pub fn inspect(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    visit: &mut dyn FnMut(Visited<'_>),
+    progress: &mut dyn FnMut(Progress),
+) -> io::Result<Report> {
+    let mut report = Report::default();
+    let mut manifest_floor = 0;
+    match load(vfs, dir) {
+        Ok(Some(Loaded { header, path, state, last_sequence, end, stale, torn })) => {
+            report.log = Some(header.log);
+            report.manifest = Some(ManifestSummary { path, id: header.id, salt: header.salt, end, last_sequence, torn });
+            manifest_floor = state.released.max(state.plans.values().map(|p| p.plan.last_sequence).max().unwrap_or(0)).max(state.shipped);
+            report.state = state;
+            report.stale_manifests = stale;
+        }
+        Ok(None) => report.state.next_plan = 1,
+        Err(e @ ManifestError::Damaged { .. }) => report.refusals.push(e.to_string()),
+        Err(ManifestError::Io { path, source }) => return Err(io::Error::new(source.kind(), format!("{}: {source}", path.display()))),
+    }
+    let listed = list_segments(vfs, dir, &mut report)?;
+    let floor = listed.iter().filter_map(|l| l.header.as_ref().ok()).fold(manifest_floor, |f, h| f.max(h.first_sequence - 1));
+    let total: u64 = listed.iter().map(|l| l.len).sum();
+    let mut done = 0;
+    let mut bytes = FileBytes::default();
+    let mut next: Option<Sequence> = None;
+    for (i, l) in listed.iter().enumerate() {
+        progress(Progress { bytes_done: done, bytes_total: total });
+        let successor = listed.get(i + 1);
+        let declared = successor.and_then(|s| s.header.as_ref().ok()).and_then(|h| h.predecessor).filter(|p| p.id == l.id);
+        let f = match vfs.open(&l.path, false) {
+            // A live server has released it meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            x => x?,
+        };
+        read_file(&*f, &mut bytes)?;
+        done += l.len;
+        next = judge_segment(&mut report, l, declared, successor.is_none(), floor, next, &bytes, visit);
+    }
+    progress(Progress { bytes_done: done, bytes_total: total });
+    let released = report.state.released.max(report.state.shipped);
+    report.through = next.map_or(0, |n| n - 1).max(released);
+    Ok(report)
+}
+
+fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<Vec<Listed>> {
+    let mut listed = Vec::new();
+    for e in vfs.list(dir)? {
+        let Some(id) = files::parse_segment(&e.name) else { continue };
+        let path = dir.join(&e.name);
+        let (len, header) = match read_header(vfs, &path, FileKind::Segment) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            x => x?,
+        };
+        if id <= report.state.released_segment {
+            report.segments.push(SegmentReport {
+                id,
+                path,
+                file_len: len,
+                salt: header.map_or(0, |h| h.0.salt),
+                first_sequence: 0,
+                last_sequence: 0,
+                end: 0,
+                label: "released",
+            });
+            continue;
+        }
+        let header = match header {
+            Ok((h, _)) => {
+                if h.id != id {
+                    report.refusals.push(format!(
+                        "{}: its header says segment {}, its name says {id}: expected equal; put the file back under its own name",
+                        path.display(),
+                        h.id
+                    ));
+                }
+                match report.log {
+                    Some(log) if log != h.log => report.refusals.push(format!(
+                        "{}: belongs to log {}, this directory is log {log}: expected one log in a directory; move the foreign files away",
+                        path.display(),
+                        h.log
+                    )),
+                    _ => report.log = Some(h.log),
+                }
+                Ok(h)
+            }
+            Err([a, b]) => Err(format!("{a}; second copy: {b}")),
+        };
+        listed.push(Listed { id, path, len, header });
+    }
+    let newest = listed.last().map_or(0, |l| l.id);
+    if report.manifest.is_none() && !listed.is_empty() && report.refusals.is_empty() {
+        report.refusals.push(format!(
+            "{}: {} segments and no manifest: without it rows that are in Parquet already could be doubled; restore the manifest from a copy",
+            dir.display(),
+            listed.len()
+        ));
+    }
+    if newest < report.state.newest_segment {
+        report.refusals.push(format!(
+            "{}: the manifest knows segment {}, the newest found is {newest}: expected every segment from {} on; restore the missing files",
+            dir.display(),
+            report.state.newest_segment,
+            report.state.released_segment + 1
+        ));
+    }
+    let mut expected = report.state.released_segment + 1;
+    for l in &listed {
+        if l.id > expected && report.manifest.is_some() {
+            report.refusals.push(format!(
+                "{}: segments {expected} to {} are missing before {}: restore them",
+                dir.display(),
+                l.id - 1,
+                files::segment_name(l.id)
+            ));
+        }
+        expected = l.id + 1;
+    }
+    Ok(listed)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn judge_segment(
+    report: &mut Report,
+    l: &Listed,
+    declared: Option<DeclaredEnd>,
+    newest: bool,
+    floor: Sequence,
+    next: Option<Sequence>,
+    bytes: &FileBytes,
+    visit: &mut dyn FnMut(Visited<'_>),
+) -> Option<Sequence> {
+    let (salt, first) = match &l.header {
+        Ok(h) => (h.salt, h.first_sequence),
+        Err(why) => {
+            let salt = declared.map(|d| d.salt).or_else(|| salt_without_header(bytes));
+            let first = next.unwrap_or(report.state.released + 1);
+            report.findings.push(SegmentFinding {
+                segment: l.id,
+                finding: Finding {
+                    label: Label::Damaged,
+                    from: 0,
+                    to: FILE_HEADER_BYTES as u64,
+                    missing: None,
+                    expected: "a segment header".into(),
+                    found: why.clone(),
+                },
+            });
+            let Some(salt) = salt else {
+                report.refusals.push(format!(
+                    "{}: both header copies are bad ({why}) and no record tells its generation: what it held is not known; restore it from a copy",
+                    l.path.display()
+                ));
+                return next;
+            };
+            (salt, first)
+        }
+    };
+    if let Some(n) = next
+        && first != n
+    {
+        report.refusals.push(format!("{}: begins with sequence {first}, expected {n}", l.path.display()));
+    }
+    // The end is known from the successor; if its header is lost, everything up to the known floor was durable all the same.
+    let known = Known { first_sequence: first, declared: declared.map(|d| (d.end, d.last_sequence)), floor };
+    let v = scan(bytes, salt, known);
+    for r in v.records.iter().filter(|r| r.kind == RecordKind::Write) {
+        visit(Visited { segment: l.id, header: r, payload: Scanner::payload(&bytes.bytes, r) });
+    }
+    let mut label = if l.header.is_err() {
+        "header_lost"
+    } else if newest {
+        "active"
+    } else {
+        "clean"
+    };
+    for f in &v.findings {
+        if f.label.is_damage() {
+            label = "damaged";
+        } else if label == "clean" || label == "active" {
+            label = "torn";
+        }
+        let mut f = f.clone();
+        if bytes.unreadable.iter().any(|u| (f.from..f.to).contains(u)) {
+            f.found = format!("an I/O error while reading ({})", f.found);
+        }
+        report.findings.push(SegmentFinding { segment: l.id, finding: f });
+    }
+    report.segments.push(SegmentReport {
+        id: l.id,
+        path: l.path.clone(),
+        file_len: l.len,
+        salt,
+        first_sequence: first,
+        last_sequence: v.last_sequence,
+        end: v.end,
+        label,
+    });
+    if newest {
+        report.floor = v.floor;
+        report.newest = Some(cut_at_floor(&v, bytes));
+    }
+    Some(v.last_sequence + 1)
+}
+
+/// Where the newest segment's durable part ends, and the records above F.
+fn cut_at_floor(v: &Verdict, bytes: &FileBytes) -> Newest {
+    let mut end = FILE_HEADER_BYTES as u64;
+    let mut tail = Vec::new();
+    for r in &v.records {
+        if r.kind == RecordKind::Write && r.sequence > v.floor {
+            tail.push((*r, Scanner::payload(&bytes.bytes, r).to_vec()));
+        } else if tail.is_empty() {
+            end = r.offset + r.record_len() as u64;
+        }
+    }
+    if tail.is_empty() {
+        end = end.max(v.end);
+    }
+    Newest { end: end + pad_len(end) as u64, tail }
+}
+
+/// Why a log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{0}: another process has this log open (lock held); stop it first")]
+    Locked(PathBuf),
+    /// A person must decide.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+fn at(what: impl Into<String>) -> impl FnOnce(io::Error) -> OpenError {
+    let what = what.into();
+    move |source| OpenError::Io { what, source }
+}
+
+/// An open log, its machines not yet running.
+#[derive(Debug)]
+pub struct OpenedLog {
+    pub shared: Arc<Shared>,
+    pub manifest: Manifest,
+    pub committer: Committer,
+    pub prealloc: Arc<Preallocator>,
+    pub report: Report,
+    /// Held as long as the log is open.
+    pub lock: Box<dyn Any + Send + Sync>,
+}
+
+/// The state from which key and catalog folds start, handed out before the records are visited.
+pub type Visit<'a> = dyn FnMut(&ManifestState, Visited<'_>) + 'a;
+
+/// Opens the log in `settings.directory` for writing, making it when there is none.
+///
+/// `visit` sees every kept record whose sequence is above the manifest's checkpoint.
+///
+/// # Errors
+/// [`OpenError`]; with `Locked` and `Refused` nothing has been changed.
+pub fn open(
+    vfs: &Arc<dyn Vfs>,
+    settings: LogSettings,
+    clock: SharedClock,
+    metrics: Arc<Metrics>,
+    visit: &mut dyn FnMut(Visited<'_>),
+    progress: &mut dyn FnMut(Progress),
+) -> Result<OpenedLog, OpenError> {
+    let dir = settings.directory.clone();
+    let shown = dir.display().to_string();
+    vfs.create_dir_all(&dir).map_err(at(&shown))?;
+    let lock_path = dir.join(files::LOCK);
+    let held = vfs.lock(&lock_path).map_err(at(lock_path.display().to_string()))?.ok_or_else(|| OpenError::Locked(lock_path.clone()))?;
+    if let Ok(Some(kind)) = vfs.unsafe_filesystem(&dir) {
+        tracing::warn!(directory = %shown, filesystem = kind, "preallocated blocks are not honoured here: a full disk may show up as a failed write");
+    }
+    // Names first: what follows must not act on a directory that a power cut could still change.
+    vfs.sync_dir(&dir).map_err(at(&shown))?;
+    let report = inspect(&**vfs, &dir, visit, progress).map_err(at(&shown))?;
+    say(&report);
+    if let Some(first) = report.refusals.first() {
+        return Err(OpenError::Refused(first.clone()));
+    }
+    if report.is_damaged() && !settings.set_aside_damage {
+        return Err(OpenError::Refused(format!(
+            "{shown}: the log is damaged ({} findings) and wal.on_damage = \"refuse\"; run `arc wal verify`, then restore the files or set wal.on_damage = \"set-aside\"",
+            report.findings.len()
+        )));
+    }
+    act(vfs, settings, clock, metrics, report, held)
+}
+
+fn say(report: &Report) {
+    for f in &report.findings {
+        let (s, x) = (f.segment, &f.finding);
+        if x.label.is_damage() {
+            tracing::error!(segment = s, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, missing = ?x.missing, "damage in the log");
+        } else {
+            tracing::warn!(segment = s, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, "the log's tail was not acknowledged");
+        }
+    }
+}
+
+fn act(
+    vfs: &Arc<dyn Vfs>,
+    settings: LogSettings,
+    clock: SharedClock,
+    metrics: Arc<Metrics>,
+    mut report: Report,
+    held: Box<dyn Any + Send + Sync>,
+) -> Result<OpenedLog, OpenError> {
+    let dir = settings.directory.clone();
+    for sub in [files::POOL, files::SIDE, files::QUARANTINE] {
+        vfs.create_dir_all(&dir.join(sub)).map_err(at(dir.join(sub).display().to_string()))?;
+    }
+    clear_scratch(&**vfs, &dir).map_err(at(dir.display().to_string()))?;
+    for s in report.segments.iter().filter(|s| s.label == "released") {
+        vfs.remove(&s.path).map_err(at(s.path.display().to_string()))?;
+    }
+    report.segments.retain(|s| s.label != "released");
+    set_aside(&**vfs, &dir, &report).map_err(at(dir.join(files::SIDE).display().to_string()))?;
+
+    let log = report.log.unwrap_or_else(|| clock.random_id());
+    let mut state = std::mem::take(&mut report.state);
+    state.epoch += 1;
+    for f in report.findings.iter().filter(|f| f.finding.label.is_damage()) {
+        let x = &f.finding;
+        let (first_missing, last_missing) = x.missing.unwrap_or((0, 0));
+        let e = Entry::Damage { segment: f.segment, from: x.from, to: x.to, label: x.label.name().into(), first_missing, last_missing };
+        if !state.damage.contains(&e) {
+            state.damage.push(e);
+            metrics.wal_damage_findings_total.increment(1);
+        }
+    }
+    report.state = state.clone();
+    let epoch = state.epoch;
+    let previous = report.manifest.as_ref().map(|m| {
+        let mut old = report.stale_manifests.clone();
+        old.push(m.path.clone());
+        (DeclaredEnd { id: m.id, salt: m.salt, end: m.end, last_sequence: m.last_sequence }, old)
+    });
+    let reserve = dir.join(files::RESERVE);
+    let mut reserve_spent = false;
+    let make = |previous| Manifest::create(Arc::clone(vfs), clock.clone(), &dir, log, state.clone(), previous);
+    let mut manifest = match make(previous.clone()) {
+        Err(e) if is_no_space(&e) => {
+            reserve_spent = true;
+            spend_reserve(&**vfs, &reserve);
+            make(previous)
+        }
+        x => x,
+    }
+    .map_err(at(format!("{}: writing a new manifest", dir.display())))?;
+
+    let next_sequence = report.through + 1;
+    let newest = report.newest.take();
+    let last_report = report.segments.last().cloned();
+    let tail = newest.as_ref().map(|n| &n.tail[..]).unwrap_or_default();
+    let first = tail.first().map_or(next_sequence, |(h, _)| h.sequence);
+    let activation = Activation {
+        log,
+        id: last_report.as_ref().map_or(report.state.released_segment, |s| s.id) + 1,
+        salt: clock.random_u64(),
+        epoch,
+        first_sequence: first,
+        predecessor: last_report.as_ref().zip(newest.as_ref()).map(|(s, n)| DeclaredEnd {
+            id: s.id,
+            salt: s.salt,
+            end: n.end,
+            last_sequence: first - 1,
+        }),
+    };
+    let mut group = Vec::new();
+    if !tail.is_empty() {
+        let mut payloads: Vec<(RecordKind, Vec<u8>)> = Vec::new();
+        for (_, p) in tail {
+            payloads.push((RecordKind::Write, p.clone()));
+        }
+        put_group(&mut group, &payloads, FILE_HEADER_BYTES as u64, activation.salt, first, first - 1, clock.wall_us());
+        restore_receive_times(&mut group, tail, &activation, first - 1);
+    }
+    let needed = settings.segment_data.max(group.len() as u64 + 4 * BLOCK as u64);
+    let make_spare = |data: u64| -> io::Result<Spare> {
+        let path = dir.join(files::spare_name(0));
+        let _ = vfs.remove(&path);
+        let len = FILE_HEADER_BYTES as u64 + data.next_multiple_of(BLOCK as u64);
+        let made = (|| {
+            let file = vfs.create_new(&path)?;
+            file.allocate(len)?;
+            Ok(Spare { path: path.clone(), file, len })
+        })();
+        made.inspect_err(|_: &io::Error| {
+            let _ = vfs.remove(&path);
+        })
+    };
+    let spare = match make_spare(needed) {
+        Err(e) if is_no_space(&e) => {
+            tracing::warn!("the disk is full: starting with a small segment out of the reserve, writes are refused until there is room");
+            reserve_spent = true;
+            spend_reserve(&**vfs, &reserve);
+            make_spare(group.len() as u64 + 4 * BLOCK as u64)
+        }
+        x => x,
+    }
+    .map_err(at(format!("{}: preparing a segment", dir.display())))?;
+    let path = activate(&**vfs, &dir, &spare, &activation, &group).map_err(at(format!("{}: activating segment {}", dir.display(), activation.id)))?;
+    let opened = Entry::Opened { epoch, running_ms: report.state.running_ms, segment: activation.id };
+    manifest.append(vec![opened], &[]).map_err(|e| OpenError::Io { what: dir.display().to_string(), source: io::Error::other(e.to_string()) })?;
+
+    if !reserve_spent {
+        reserve_spent = !ensure_reserve(&**vfs, &dir, settings.reserve).map_err(at(reserve.display().to_string()))?;
+    }
+    let writer = Arc::clone(&spare.file).appender(settings.engine, settings.sync).map_err(at(path.display().to_string()))?;
+    let now = clock.monotonic();
+    let active = Active {
+        id: activation.id,
+        salt: activation.salt,
+        path,
+        file_len: spare.len,
+        first_sequence: first,
+        end: FILE_HEADER_BYTES as u64 + group.len() as u64,
+        writer,
+        oldest: (!tail.is_empty()).then_some(now.saturating_sub(std::time::Duration::from_secs(86_400))),
+        unmarked_since: (!tail.is_empty()).then_some(now),
+        failed: false,
+    };
+    let marks = Watermarks {
+        appended: report.through,
+        durable: report.through,
+        sealed: first - 1,
+        shipped: report.state.shipped,
+        released: report.state.released,
+    };
+    let shared = Shared::new(log, settings, clock, metrics, marks);
+    shared.set_reserve_spent(reserve_spent);
+    {
+        let mut s = lock(&shared.segments);
+        let count = report.segments.len();
+        for (i, r) in report.segments.iter().enumerate() {
+            let (end, last) = if i + 1 == count { (newest.as_ref().map_or(r.end, |n| n.end), first - 1) } else { (r.end, r.last_sequence) };
+            s.sealed.push_back(Arc::new(SealedSegment {
+                id: r.id,
+                salt: r.salt,
+                path: r.path.clone(),
+                file_len: r.file_len,
+                first_sequence: r.first_sequence,
+                last_sequence: last,
+                end,
+                oldest: None,
+                tainted: r.label != "clean" && r.label != "active",
+            }));
+        }
+        shared.recount(&s);
+    }
+    let prealloc = Preallocator::new(Arc::clone(vfs), Arc::clone(&shared));
+    let committer = Committer::new(Arc::clone(&shared), Arc::clone(vfs), Arc::clone(&prealloc), active, epoch, next_sequence);
+    Ok(OpenedLog { shared, manifest, committer, prealloc, report, lock: held })
+}
+
+/// Copied records keep the time at which they were received.
+fn restore_receive_times(group: &mut [u8], tail: &[(RecordHeader, Vec<u8>)], a: &Activation, floor: Sequence) {
+    let mut at = 0usize;
+    for (old, p) in tail {
+        let h = RecordHeader { salt: a.salt, offset: (FILE_HEADER_BYTES + at) as u64, durable_floor: floor, ..*old };
+        let encoded = h.encode();
+        if let Some(dst) = group.get_mut(at..at + encoded.len()) {
+            dst.copy_from_slice(&encoded);
+        }
+        at += crate::format::record::record_len(p.len());
+    }
+}
+
+fn clear_scratch(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
+    for e in vfs.list(dir)? {
+        if files::is_scratch(&e.name) {
+            vfs.remove(&dir.join(&e.name))?;
+        }
+    }
+    // A pooled file could be another name of a live segment after a crash on some filesystems: removing a name is
+    // always safe, recycling one is not.
+    let pool = dir.join(files::POOL);
+    for e in vfs.list(&pool)? {
+        vfs.remove(&pool.join(&e.name))?;
+    }
+    vfs.sync_dir(&pool)?;
+    vfs.sync_dir(dir)
+}
+
+/// Copies the bytes of every finding to the side directory, once.
+fn set_aside(vfs: &dyn Vfs, dir: &Path, report: &Report) -> io::Result<()> {
+    const MOST: u64 = 64 << 20;
+    let side = dir.join(files::SIDE);
+    let have: Vec<String> = vfs.list(&side)?.into_iter().map(|e| e.name).collect();
+    for f in &report.findings {
+        let Some(s) = report.segments.iter().find(|s| s.id == f.segment) else { continue };
+        let x = &f.finding;
+        let len = x.to.min(s.file_len).saturating_sub(x.from).min(MOST);
+        let name = format!("{:016x}-{:016x}-{}.bin", s.salt, x.from, x.label.name());
+        if len == 0 || have.contains(&name) {
+            continue;
+        }
+        let file = vfs.open(&s.path, false)?;
+        let mut bytes = vec![0u8; len as usize];
+        for (i, block) in bytes.chunks_mut(BLOCK).enumerate() {
+            let _ = crate::vfs::read_full(&*file, block, x.from + (i * BLOCK) as u64);
+        }
+        write_durable(vfs, &side, &name, &[&bytes])?;
+    }
+    Ok(())
+}
+
+/// Gives the reserve's blocks back to the filesystem.
+pub fn spend_reserve(vfs: &dyn Vfs, reserve: &Path) {
+    if vfs.remove(reserve).is_ok() {
+        tracing::warn!("the disk is full: the reserve is spent to drain the log");
+    }
+}
+
+/// Makes the reserve whole; false when there is no room for it.
+///
+/// # Errors
+/// Of the filesystem, other than a full disk.
+pub fn ensure_reserve(vfs: &dyn Vfs, dir: &Path, len: u64) -> io::Result<bool> {
+    let path = dir.join(files::RESERVE);
+    if let Ok(f) = vfs.open(&path, false)
+        && f.len()? == len
+    {
+        return Ok(true);
+    }
+    let _ = vfs.remove(&path);
+    if len == 0 {
+        return Ok(true);
+    }
+    let made = (|| {
+        let f = vfs.create_new(&path)?;
+        f.allocate(len)?;
+        f.sync(SyncMode::Full)?;
+        vfs.sync_dir(dir)
+    })();
+    match made {
+        Ok(()) => Ok(true),
+        Err(e) if is_no_space(&e) => {
+            let _ = vfs.remove(&path);
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
+}
