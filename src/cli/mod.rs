@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 runtime error, 2 usage, 74 I/O error,
 //! 78 configuration; a subcommand documents what else it uses.
 
+pub mod bench;
 pub mod config;
 pub mod version;
 
@@ -69,6 +70,8 @@ enum Command {
     /// Check, show and document the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Measure a running server, and check what it stored
+    Bench(Box<bench::BenchArgs>),
     /// Say which version this is
     Version(version::VersionArgs),
 }
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Config(command) => config::run(&cli.global, &command),
+        Command::Bench(args) => bench::run(&cli.global, *args),
         Command::Version(args) => version::run(&args),
     }
 }
