@@ -36,13 +36,13 @@ struct Cli {
 #[derive(Args, Debug, Clone)]
 pub struct Global {
     /// Configuration file; without it ./arc.toml, else /etc/arc/arc.toml
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     pub config: Option<PathBuf>,
     /// Set a key of the configuration, before the environment and the file; may be repeated
-    #[arg(long = "set", global = true, value_name = "SECTION.KEY=VALUE")]
+    #[arg(long = "set", global = true, value_name = "SECTION.KEY=VALUE", help_heading = "Global options")]
     pub sets: Vec<String>,
     /// Colours in what people read; NO_COLOR is respected
-    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, help_heading = "Global options")]
     pub color: Color,
 }
 

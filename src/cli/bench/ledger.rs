@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// Requests of one reserved block.
 const BLOCK_REQUESTS: u64 = 256;
+/// Far more than a line with a thousand tables takes; what is longer is no ledger.
+const MAX_LINE: u64 = 1 << 16;
 
 #[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "lowercase")]
@@ -143,12 +145,15 @@ impl Ledger {
     /// # Errors
     /// The file cannot be written.
     pub fn flush(&mut self) -> io::Result<()> {
-        if let Some((path, file)) = &mut self.file {
-            file.write_all(&self.pending)
-                .map_err(|e| io::Error::new(e.kind(), format!("ledger {}: cannot be written: {e}", path.display())))?;
-        }
+        let Some((path, file)) = &mut self.file else { return Ok(()) };
+        let written = file.write_all(&self.pending);
+        let named = written.map_err(|e| io::Error::new(e.kind(), format!("ledger {}: cannot be written: {e}", path.display())));
         self.pending.clear();
-        Ok(())
+        if named.is_err() {
+            // Some lines may be there: writing them again would make the ledger contradict itself.
+            self.file = None;
+        }
+        named
     }
 
     /// Says which reserved ids were never sent, and flushes.
@@ -202,8 +207,11 @@ fn read(file: &mut File) -> io::Result<Book> {
     let mut text = Vec::new();
     for number in 1u64.. {
         text.clear();
-        if reader.read_until(b'\n', &mut text)? == 0 {
+        if (&mut reader).take(MAX_LINE).read_until(b'\n', &mut text)? == 0 {
             break;
+        }
+        if text.len() as u64 == MAX_LINE {
+            return Err(invalid(format!("line {number} is longer than {MAX_LINE} bytes")));
         }
         if text.trim_ascii().is_empty() {
             continue;
@@ -280,6 +288,15 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_hands_out_no_ids() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut l = Ledger { file: Some(("full".into(), full)), pending: Vec::new(), rows: 1, next: 1, limit: 1 };
+        assert!(l.take().unwrap_err().to_string().contains("ledger full: cannot be written"));
+        assert!(l.pending.is_empty(), "nothing is written twice");
+        l.close().unwrap();
+    }
+
+    #[test]
     fn what_is_no_ledger_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
@@ -288,6 +305,8 @@ mod tests {
         let twice = "{\"first_id\":1,\"last_id\":5,\"outcome\":\"acked\"}\n{\"first_id\":5,\"last_id\":9,\"outcome\":\"acked\"}\n";
         std::fs::write(&path, twice).unwrap();
         assert!(Book::load(&path).unwrap_err().to_string().contains("share ids"));
+        std::fs::write(&path, vec![0u8; 1 << 17]).unwrap();
+        assert!(Ledger::open(Some(&path), 1).unwrap_err().to_string().contains("longer than"));
         std::fs::write(&path, "").unwrap();
         assert_eq!(Ledger::open(Some(&path), 1).unwrap().take().unwrap(), 1);
         assert_eq!(Ledger::open(None, 5).unwrap().take().unwrap(), 1);

@@ -141,6 +141,6 @@ impl Report {
         ] {
             table.add_row([name.to_owned(), value]);
         }
-        format!("{table}\n")
+        format!("{}\n", table.trim_fmt())
     }
 }

@@ -65,9 +65,9 @@ impl Findings {
         self.lost == 0 && self.doubled == 0 && self.half == 0 && self.foreign == 0
     }
 
-    fn example(&mut self, text: impl FnOnce() -> String) {
-        if self.examples.len() < 20 {
-            self.examples.push(text());
+    fn example(&mut self, kind: &str, text: impl FnOnce() -> String) {
+        if self.examples.iter().filter(|e| e.starts_with(kind)).count() < 5 {
+            self.examples.push(format!("{kind}: {}", text()));
         }
     }
 }
@@ -102,7 +102,7 @@ fn table(f: &Findings) -> String {
     ] {
         table.add_row([name.to_owned(), n.to_string()]);
     }
-    let mut out = format!("{table}\n");
+    let mut out = format!("{}\n", table.trim_fmt());
     for e in &f.examples {
         out.push_str(e);
         out.push('\n');
@@ -221,7 +221,7 @@ fn count_file(path: &Path, counts: &mut Counts, found: &mut Findings) -> Result<
     found.present_rows += rows;
     let Ok(index) = builder.schema().index_of("id") else {
         found.foreign += rows;
-        found.example(|| format!("foreign: {rows} rows without a column id in {}", path.display()));
+        found.example("foreign", || format!("{rows} rows without a column id in {}", path.display()));
         return Ok(());
     };
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
@@ -236,7 +236,7 @@ fn count_file(path: &Path, counts: &mut Counts, found: &mut Findings) -> Result<
         for id in ids {
             if !id.is_some_and(|id| counts.add(id)) {
                 found.foreign += 1;
-                found.example(|| format!("foreign: id {id:?} in {}", path.display()));
+                found.example("foreign", || format!("id {id:?} in {}", path.display()));
             }
         }
     }
@@ -247,7 +247,7 @@ fn count_file(path: &Path, counts: &mut Counts, found: &mut Findings) -> Result<
 fn judge(book: &Book, counts: &Counts, found: &mut Findings) {
     for (word, again) in counts.again.iter().enumerate().filter(|(_, w)| **w != 0) {
         found.doubled += u64::from(again.count_ones());
-        found.example(|| format!("doubled: id {}", counts.base + word as u64 * 64 + u64::from(again.trailing_zeros())));
+        found.example("doubled", || format!("id {}", counts.base + word as u64 * 64 + u64::from(again.trailing_zeros())));
     }
     let mut explained = 0u64;
     for r in &book.ranges {
@@ -263,7 +263,7 @@ fn judge(book: &Book, counts: &Counts, found: &mut Findings) {
                 found.half += u64::from(half);
                 if present != rows {
                     let missing = (r.first..=r.last).find(|id| !counts.is_seen(*id)).unwrap_or(r.first);
-                    found.example(|| format!("lost: acknowledged {}, first missing id {missing}", shown()));
+                    found.example("lost", || format!("acknowledged {}, first missing id {missing}", shown()));
                 }
             }
             Outcome::Unanswered => {
@@ -272,7 +272,7 @@ fn judge(book: &Book, counts: &Counts, found: &mut Findings) {
                 found.unanswered_absent_rows += rows - present;
                 found.half += u64::from(half);
                 if half {
-                    found.example(|| format!("half: unanswered {}", shown()));
+                    found.example("half", || format!("unanswered {}", shown()));
                 }
             }
             Outcome::Refused | Outcome::Unused | Outcome::Reserved => {
@@ -283,7 +283,7 @@ fn judge(book: &Book, counts: &Counts, found: &mut Findings) {
                 found.foreign += present;
                 if present != 0 {
                     let what = if r.outcome == Outcome::Refused { "refused" } else { "never sent" };
-                    found.example(|| format!("foreign: {what} {}", shown()));
+                    found.example("foreign", || format!("{what} {}", shown()));
                 }
             }
         }
@@ -293,7 +293,7 @@ fn judge(book: &Book, counts: &Counts, found: &mut Findings) {
     let unexplained = total.saturating_sub(explained);
     found.foreign += unexplained;
     if unexplained > 0 {
-        found.example(|| format!("foreign: {unexplained} ids that the ledger does not mention"));
+        found.example("foreign", || format!("{unexplained} ids that the ledger does not mention"));
     }
 }
 
@@ -317,7 +317,7 @@ fn judge_in_doubt(book: &Book, counts: &Counts, found: &mut Findings) -> u64 {
                 found.in_doubt_present_rows += present;
                 if present != end - slot + 1 {
                     found.half += 1;
-                    found.example(|| format!("half: request {slot} to {end} without an outcome, {present} rows stored"));
+                    found.example("half", || format!("request {slot} to {end} without an outcome, {present} rows stored"));
                 }
             }
             slot = end + 1;
