@@ -27,6 +27,7 @@ pub enum ConfigCommand {
     Reference,
 }
 
+/// Runs `arc config`.
 pub fn run(global: &Global, command: &ConfigCommand) -> ExitCode {
     if matches!(command, ConfigCommand::Reference) {
         return super::print(&reference());

@@ -46,6 +46,7 @@ pub struct Global {
     pub color: Color,
 }
 
+/// `--color`
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Color {
     /// On a terminal, unless NO_COLOR is set

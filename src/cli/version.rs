@@ -10,6 +10,7 @@ pub struct VersionArgs {
     pub json: bool,
 }
 
+/// Runs `arc version`.
 pub fn run(args: &VersionArgs) -> ExitCode {
     let (name, version) = ("arc", env!("CARGO_PKG_VERSION"));
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);

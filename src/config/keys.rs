@@ -10,10 +10,13 @@ use std::time::Duration;
 /// One key of the configuration.
 #[derive(Debug)]
 pub struct Key {
+    /// Section of the file.
     pub section: &'static str,
+    /// Name within the section.
     pub name: &'static str,
     /// One or more sentences.
     pub doc: &'static str,
+    /// What it holds.
     pub kind: Kind,
     /// What a value must look like, for errors.
     pub expected: fn() -> String,

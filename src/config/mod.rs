@@ -110,18 +110,23 @@ impl fmt::Display for Warning {
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// The file is missing or cannot be read.
     #[error("configuration file {}: cannot be read: {source}", path.display())]
     Unreadable {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
+    /// The file is no TOML.
     #[error("configuration file {} line {line} column {column}: not valid TOML: {message}", path.display())]
     Syntax { path: PathBuf, line: usize, column: usize, message: String },
+    /// A key that does not exist.
     #[error("unknown key {name} ({place}){}; `arc config reference` lists every key", suggest(suggestion.as_deref()))]
     UnknownKey { name: String, place: String, suggestion: Option<String> },
+    /// A value that the key cannot take.
     #[error("{key} ({place}): expected {expected}, found {found}")]
     Value { key: String, place: String, expected: String, found: String },
+    /// A `--set` without `=`.
     #[error("--set {text}: expected section.key=value")]
     BadSet { text: String },
     /// Two keys that do not go together.

@@ -20,6 +20,7 @@ pub struct Template {
     /// Offsets of the eight value bytes of each row's time and id.
     times: Vec<usize>,
     ids: Vec<usize>,
+    /// Tables that the rows go to.
     pub tables: Vec<String>,
 }
 
@@ -55,6 +56,7 @@ pub struct Templates {
 }
 
 impl Templates {
+    /// A few bodies for each table, or for all of them together with [`Format::Batch`].
     pub fn build(format: Format, rows: usize, tables: usize) -> Self {
         let names: Vec<String> = (0..tables).map(|i| format!("bench_{i}")).collect();
         let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
@@ -256,12 +258,17 @@ pub struct Encoder {
 }
 
 impl Encoder {
+    /// # Errors
+    /// The compressor cannot be set up.
     pub fn new(encoding: Encoding) -> io::Result<Self> {
         let zstd = if encoding == Encoding::Zstd { Some(zstd::bulk::Compressor::new(1)?) } else { None };
         Ok(Self { encoding, zstd })
     }
 
     /// The body as it goes over the wire, if that is not the body itself.
+    ///
+    /// # Errors
+    /// The compressor fails.
     pub fn encode(&mut self, body: &[u8]) -> io::Result<Option<Vec<u8>>> {
         match (self.encoding, &mut self.zstd) {
             (Encoding::Gzip, _) => {

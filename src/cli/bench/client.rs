@@ -14,8 +14,10 @@ const MAX_BODY: usize = 4 << 20;
 /// Where requests go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
+    /// Name or address, an IPv6 one in brackets.
     pub host: String,
     pub port: u16,
+    /// Path and query.
     pub path: String,
 }
 
@@ -85,6 +87,7 @@ impl Answer {
     }
 }
 
+/// A kept-alive connection.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
@@ -92,6 +95,8 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Connects to the first address that answers.
+    ///
     /// # Errors
     /// No connection within the timeout, or, unless `remote`, the name leads to another machine.
     pub async fn open(target: &Target, remote: bool, timeout: Duration) -> io::Result<Self> {
@@ -312,6 +317,35 @@ mod tests {
         assert_eq!((a.body.as_slice(), a.close), (&b"abcde"[..], false));
         let a = answer(b"HTTP/1.0 500 x\r\n\r\nrest").unwrap();
         assert_eq!((a.body.as_slice(), a.close), (&b"rest"[..], true));
+    }
+
+    #[test]
+    fn an_answer_before_the_request_is_out_counts() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (early, after, broken) = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let target = Target::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+            tokio::spawn(async move {
+                // The first connection is answered at the first byte and read no further, the second just ends.
+                let (mut first, _) = listener.accept().await.unwrap();
+                first.read_u8().await.unwrap();
+                first.write_all(b"HTTP/1.1 413 x\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+                let (second, _) = listener.accept().await.unwrap();
+                drop(second);
+                std::future::pending::<()>().await;
+                drop(first);
+            });
+            let patience = Duration::from_secs(5);
+            let mut connection = Connection::open(&target, false, patience).await.unwrap();
+            let request = vec![b'x'; 32 << 20];
+            let early = tokio::time::timeout(patience, connection.exchange(&request)).await.unwrap().unwrap();
+            let mut second = Connection::open(&target, false, patience).await.unwrap();
+            let after = second.exchange(b"x").await;
+            drop(second);
+            (early, after.is_err(), Connection::open(&Target { port: 1, ..target }, false, patience).await.is_err())
+        });
+        assert_eq!((early.status, early.close, early.body.as_slice()), (413, true, &b"{}"[..]));
+        assert!(after && broken);
     }
 
     #[test]

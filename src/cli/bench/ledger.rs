@@ -22,6 +22,7 @@ const BLOCK_REQUESTS: u64 = 256;
 /// Far more than a line with a thousand tables takes; what is longer is no ledger.
 const MAX_LINE: u64 = 1 << 16;
 
+/// What a line of the ledger says about its ids.
 #[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -37,6 +38,7 @@ pub enum Outcome {
     Unused,
 }
 
+/// A line of the ledger; see the module.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
 pub struct Line {
     pub first_id: u64,
@@ -60,6 +62,7 @@ pub struct Line {
 }
 
 impl Line {
+    /// A line with nothing but its ids and outcome.
     pub fn new(first_id: u64, last_id: u64, outcome: Outcome) -> Self {
         Self {
             first_id,
@@ -136,14 +139,17 @@ impl Ledger {
         self.next
     }
 
+    /// Takes down a line, to be written with the next flush.
     pub fn record(&mut self, line: &Line) {
         if self.file.is_some() && serde_json::to_writer(&mut self.pending, line).is_ok() {
             self.pending.push(b'\n');
         }
     }
 
+    /// Writes the lines that were taken down.
+    ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written; nothing more is written then.
     pub fn flush(&mut self) -> io::Result<()> {
         let Some((path, file)) = &mut self.file else { return Ok(()) };
         let written = file.write_all(&self.pending);
@@ -185,13 +191,17 @@ pub struct Book {
     pub ranges: Vec<Range>,
     /// Reserved ids (first, last, rows of each request), ascending.
     pub blocks: Vec<(u64, u64, u64)>,
+    /// The lowest id that is mentioned.
     pub lowest: Option<u64>,
+    /// The highest id that is mentioned.
     pub highest: Option<u64>,
     /// Lines that are no JSON: what a killed run was writing. Their requests count as unanswered.
     pub torn_lines: u64,
 }
 
 impl Book {
+    /// Reads a whole ledger.
+    ///
     /// # Errors
     /// The file cannot be read or is no ledger.
     pub fn load(path: &Path) -> io::Result<Self> {

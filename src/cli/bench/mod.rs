@@ -34,6 +34,7 @@ const DEFAULT_DURATION: Duration = Duration::from_secs(20);
 const REQUESTS_DURATION: Duration = Duration::from_secs(600);
 const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
 
+/// `--format`
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
     /// One table a request, columns
@@ -44,6 +45,7 @@ pub enum Format {
     Batch,
 }
 
+/// `--encoding`
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Encoding {
     None,
@@ -137,6 +139,7 @@ impl RunArgs {
     }
 }
 
+/// Runs `arc bench` or `arc bench verify`.
 pub fn run(global: &Global, args: BenchArgs) -> ExitCode {
     if let Some(BenchCommand::Verify(args)) = &args.command {
         return verify::run(global, args);

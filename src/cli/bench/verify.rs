@@ -53,6 +53,7 @@ pub struct Findings {
     pub in_doubt_present_rows: u64,
     /// Rows in the files, each copy counted.
     pub present_rows: u64,
+    /// Parquet files read.
     pub files: u64,
     /// Lines of the ledger that a killed bench left unfinished.
     pub torn_lines: u64,
@@ -61,6 +62,7 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// Whether the lake holds exactly what the ledger allows.
     pub fn clean(&self) -> bool {
         self.lost == 0 && self.doubled == 0 && self.half == 0 && self.foreign == 0
     }
@@ -72,6 +74,7 @@ impl Findings {
     }
 }
 
+/// Runs `arc bench verify`.
 pub fn run(global: &Global, args: &VerifyArgs) -> ExitCode {
     let found = match verify(&args.ledger, &args.lake, &args.database) {
         Ok(found) => found,
