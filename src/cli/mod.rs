@@ -1,8 +1,156 @@
 //! The command line: one file a subcommand.
+//!
+//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 runtime error, 2 usage, 74 I/O error,
+//! 78 configuration; a subcommand documents what else it uses.
 
 pub mod bench;
 pub mod config;
+pub mod version;
 
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use crate::config::{Config, ConfigError, LoadOptions, Origins, Warning};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A runtime error.
+pub const EXIT_FAILURE: u8 = 1;
+/// Reading or writing failed.
+pub const EXIT_IO: u8 = 74;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "arc",
+    version,
+    about = "Durable ingester: HTTP to a synced write-ahead log to Parquet, every acknowledged row exactly once",
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every subcommand takes.
+#[derive(Args, Debug, Clone)]
+pub struct Global {
+    /// Configuration file; without it ./arc.toml, else /etc/arc/arc.toml
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+    /// Set a key of the configuration, before the environment and the file; may be repeated
+    #[arg(long = "set", global = true, value_name = "SECTION.KEY=VALUE", help_heading = "Global options")]
+    pub sets: Vec<String>,
+    /// Colours in what people read; NO_COLOR is respected
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, help_heading = "Global options")]
+    pub color: Color,
+}
+
+/// `--color`
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    Always,
+    Never,
+}
+
+impl Color {
+    /// Whether to colour what goes to stderr.
+    pub fn on_stderr(self) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::io::stderr().is_terminal(),
+        }
+    }
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Check, show and document the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Measure a running server, and check what it stored
+    Bench(Box<bench::BenchArgs>),
+    /// Say which version this is
+    Version(version::VersionArgs),
+}
+
+impl Global {
+    /// Reads the configuration with the flags, environment and directory of this process.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(&self) -> Result<(Config, Origins, Vec<Warning>), ConfigError> {
+        // The directory only serves to find files; without one, relative paths still count from wherever we are.
+        let mut options = LoadOptions::new(std::env::current_dir().unwrap_or_default());
+        options.config_path.clone_from(&self.config);
+        options.sets.clone_from(&self.sets);
+        options.env = std::env::vars_os().collect();
+        Config::load(&options)
+    }
+
+    /// Says an error on stderr.
+    pub fn error(&self, text: impl std::fmt::Display) {
+        self.say("error", "31", &text);
+    }
+
+    /// Says a warning on stderr.
+    pub fn warn(&self, text: impl std::fmt::Display) {
+        self.say("warning", "33", &text);
+    }
+
+    fn say(&self, word: &str, code: &str, text: &dyn std::fmt::Display) {
+        let mut err = std::io::stderr().lock();
+        // Nobody is left to tell if stderr is gone.
+        let _ = if self.color.on_stderr() { writeln!(err, "\x1b[1;{code}m{word}:\x1b[0m {text}") } else { writeln!(err, "{word}: {text}") };
+    }
+
+    /// The exit code of a refused configuration, after saying why.
+    pub fn refuse(&self, e: &ConfigError) -> ExitCode {
+        self.error(e);
+        ExitCode::from(e.exit_code())
+    }
+}
+
+/// Writes data to stdout and turns the outcome into an exit code: a reader that has seen enough is no error.
+pub fn print(text: &str) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(EXIT_IO),
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    match cli.command {
+        Command::Config(command) => config::run(&cli.global, &command),
+        Command::Bench(args) => bench::run(&cli.global, *args),
+        Command::Version(args) => version::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+        let cli =
+            Cli::try_parse_from(["arc", "config", "show", "--origin", "--set", "a.b=c", "--set", "d.e=f", "--color", "never"]).unwrap();
+        assert_eq!(cli.global.sets, ["a.b=c", "d.e=f"]);
+        assert_eq!(Cli::try_parse_from(["arc", "nothing"]).unwrap_err().exit_code(), 2);
+    }
 }

@@ -1,0 +1,334 @@
+//! Every key of the configuration: its type, default and meaning, in one table.
+//!
+//! The table makes the structs, and it drives the file, the environment, `--set`, `arc config show` and
+//! `arc config reference`, so that none of them can forget a key.
+
+use super::value::{Codec, Directory, Flag, GB, Int, KB, Kind, MB, OneOf, Size, Span, Text, Word};
+use crate::limits;
+use std::time::Duration;
+
+/// One key of the configuration.
+#[derive(Debug)]
+pub struct Key {
+    /// Section of the file.
+    pub section: &'static str,
+    /// Name within the section.
+    pub name: &'static str,
+    /// One or more sentences.
+    pub doc: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// What a value must look like, for errors.
+    pub expected: fn() -> String,
+    /// Sets the value from text; false if the text is not as expected.
+    pub set: fn(&mut Config, &str) -> bool,
+    /// The value as text that `set` reads back.
+    pub show: fn(&Config) -> String,
+    /// The value for machines: sizes in bytes.
+    pub json: fn(&Config) -> serde_json::Value,
+}
+
+impl Key {
+    /// `section.key`.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    /// `ARC_SECTION_KEY`.
+    pub fn env(&self) -> String {
+        format!("ARC_{}_{}", self.section, self.name).to_ascii_uppercase()
+    }
+
+    /// The value as it stands in a TOML file.
+    pub fn toml(&self, config: &Config) -> String {
+        let text = (self.show)(config);
+        if self.kind.quoted() { serde_json::Value::from(text).to_string() } else { text }
+    }
+}
+
+macro_rules! schema {
+    ($(
+        $(#[doc = $section_doc:literal])+
+        $section:ident: $Section:ident {
+            $( $(#[doc = $doc:literal])+ $key:ident: $codec:ty = $default:expr; )+
+        }
+    )+) => {
+        $(
+            $(#[doc = $section_doc])+
+            #[derive(Clone, PartialEq, Debug)]
+            pub struct $Section {
+                $( $(#[doc = $doc])+ pub $key: <$codec as Codec>::Value, )+
+            }
+
+            impl Default for $Section {
+                fn default() -> Self {
+                    Self { $( $key: $default, )+ }
+                }
+            }
+        )+
+
+        /// The effective configuration.
+        #[derive(Clone, PartialEq, Debug, Default)]
+        pub struct Config {
+            $( pub $section: $Section, )+
+            /// `ARC_LOG`: a filter such as `info,arc_ingest::wal=debug` that takes the place of `log.level`.
+            pub log_filter: Option<String>,
+        }
+
+        /// Section names with their description.
+        pub static SECTIONS: &[(&str, &str)] = &[ $( (stringify!($section), concat!($($section_doc),+)) ),+ ];
+
+        /// Every key, in the order of the reference.
+        pub static KEYS: &[Key] = &[ $($(
+            Key {
+                section: stringify!($section),
+                name: stringify!($key),
+                doc: concat!($($doc),+),
+                kind: <$codec as Codec>::KIND,
+                expected: <$codec as Codec>::expected,
+                set: |config, text| match <$codec as Codec>::parse(text) {
+                    Some(v) => {
+                        config.$section.$key = v;
+                        true
+                    }
+                    None => false,
+                },
+                show: |config| <$codec as Codec>::show(&config.$section.$key),
+                json: |config| <$codec as Codec>::json(&config.$section.$key),
+            },
+        )+)+ ];
+    };
+}
+
+macro_rules! words {
+    ($( $(#[doc = $doc:literal])+ $Name:ident { $( $(#[doc = $vdoc:literal])+ $Variant:ident = $word:literal, )+ } )+) => { $(
+        $(#[doc = $doc])+
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum $Name { $( $(#[doc = $vdoc])+ $Variant, )+ }
+
+        impl Word for $Name {
+            const ALL: &'static [Self] = &[ $( Self::$Variant ),+ ];
+            fn word(self) -> &'static str {
+                match self { $( Self::$Variant => $word ),+ }
+            }
+        }
+    )+ };
+}
+
+words! {
+    /// `wal.io`: how bytes reach the log's files.
+    WalIo {
+        /// The way that the measurements in the documentation favour.
+        Auto = "auto",
+        /// Positioned writes.
+        Pwrite = "pwrite",
+        /// Copies into a shared map.
+        Mmap = "mmap",
+    }
+    /// `wal.sync_mode`: the call that makes a group durable.
+    SyncMode {
+        /// Data, and only the metadata that is needed to read it.
+        Fdatasync = "fdatasync",
+        /// Data and all metadata.
+        Fsync = "fsync",
+        /// No sync at all: an acknowledgement means nothing. For tests only.
+        UnsafeNone = "unsafe-none",
+    }
+    /// `wal.on_damage`: what a start does with damage below the durable floor.
+    OnDamage {
+        /// Set the bytes aside, report them, and go on.
+        SetAside = "set-aside",
+        /// Refuse to start.
+        Refuse = "refuse",
+    }
+    /// `storage.backend`: where Parquet files go.
+    Backend {
+        /// A local directory.
+        Local = "local",
+    }
+    /// `storage.layout`: the directories of a partition.
+    Layout {
+        /// `date=YYYY-MM-DD/hour=HH`.
+        Hive = "hive",
+        /// `YYYY/MM/DD/HH`.
+        Arc = "arc",
+    }
+    /// `compaction.compression`: the codec of Parquet pages.
+    Compression {
+        /// zstd with `compaction.level`.
+        Zstd = "zstd",
+        /// Not compressed.
+        None = "none",
+        /// Snappy.
+        Snappy = "snappy",
+        /// LZ4 (raw).
+        Lz4 = "lz4",
+    }
+    /// `ingest.nested`: what becomes of arrays and maps in MessagePack values.
+    Nested {
+        /// Stored as JSON text in a string column.
+        Json = "json",
+        /// The request is refused with 400.
+        Reject = "reject",
+    }
+    /// `log.level`.
+    LogLevel {
+        /// Only errors.
+        Error = "error",
+        /// Warnings too.
+        Warn = "warn",
+        /// What happens to the process as a whole.
+        Info = "info",
+        /// What happens to requests and plans.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+    /// `log.format`.
+    LogFormat {
+        /// Text on a terminal, JSON otherwise.
+        Auto = "auto",
+        /// Lines for people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+/// Sizes above this are surely a mistake of unit, and sums of a few of them cannot overflow.
+const TOP: u64 = 1 << 50;
+const PAYLOAD: u64 = limits::MAX_PAYLOAD as u64;
+
+schema! {
+    /// The HTTP listener and its limits.
+    server: ServerConfig {
+        /// Address or host name to listen on. Anything but loopback also needs server.insecure = true.
+        host: Text = "127.0.0.1".into();
+        /// Port to listen on; 0 lets the system choose.
+        port: Int<u16, 0, 65535> = 8000;
+        /// Largest request body as sent, before inflating; a larger one gets 413.
+        max_payload_size: Size<1, PAYLOAD> = 64 * MB;
+        /// Time a client has to send the head of a request.
+        header_timeout: Span = Duration::from_secs(10);
+        /// Time without a byte of a body after which the connection is closed.
+        read_timeout: Span = Duration::from_secs(30);
+        /// Time a kept-alive connection may wait for its next request.
+        idle_timeout: Span = Duration::from_secs(120);
+        /// Time a shutdown waits for requests in flight.
+        shutdown_timeout: Span = Duration::from_secs(30);
+        /// Connections open at the same time.
+        max_connections: Int<usize, 1, 1_000_000> = 4096;
+        /// Allow a server.host that others can reach, although there is no authentication.
+        insecure: Flag = false;
+    }
+    /// What a request may hold.
+    ingest: IngestConfig {
+        /// Largest body after inflating; a larger one gets 413.
+        max_inflated_size: Size<1, PAYLOAD> = 128 * MB;
+        /// Largest normalised batch, that is one record of the log; a larger one gets 413.
+        max_record_size: Size<1024, PAYLOAD> = 128 * MB;
+        /// Bytes of all requests being worked on; above it new ones wait, then get 503.
+        max_in_flight: Size<1, TOP> = 256 * MB;
+        /// Columns of one table.
+        max_columns: Int<usize, 1, { limits::MAX_COLUMNS as u64 }> = 1024;
+        /// Tables of the server, all databases together.
+        max_tables: Int<usize, 1, 10_000_000> = 10_000;
+        /// Tables times hours that one request may touch; above it 413.
+        max_partitions: Int<usize, 1, 1_000_000> = 1024;
+        /// Arrays and maps as values: "json" stores them as text, "reject" answers 400.
+        nested: OneOf<Nested> = Nested::Json;
+        /// How long an Idempotency-Key is remembered, in running time.
+        idempotency_window: Span = Duration::from_secs(3600);
+        /// How many keys are remembered; the oldest go first.
+        idempotency_max_keys: Int<usize, 1, 100_000_000> = 1_000_000;
+    }
+    /// The write-ahead log.
+    wal: WalConfig {
+        /// Directory of the log; created if missing.
+        directory: Directory = "./data/wal".into();
+        /// Data bytes of a segment, rounded up to a multiple of 4KB.
+        segment_size: Size<{ limits::MIN_SEGMENT_DATA as u64 }, { limits::MAX_SEGMENT_DATA as u64 }> = 64 * MB;
+        /// Bytes the log may take on disk, pool included; writes are delayed from 80 % on and refused at 100 %.
+        max_size: Size<{ 4 * KB }, TOP> = 16 * GB;
+        /// Bytes kept back so that a full disk can still be drained.
+        reserve: Size<0, TOP> = 64 * MB;
+        /// Released segments kept for reuse.
+        pool: Int<usize, 0, 4096> = 4;
+        /// How bytes reach the disk: "auto", "pwrite" or "mmap".
+        io: OneOf<WalIo> = WalIo::Auto;
+        /// Call that makes a group durable: "fdatasync", "fsync", or "unsafe-none" (tests only: an acknowledged write may be lost).
+        sync_mode: OneOf<SyncMode> = SyncMode::Fdatasync;
+        /// Damage found at start: "set-aside" keeps the bytes, reports and goes on, "refuse" does not start.
+        on_damage: OneOf<OnDamage> = OnDamage::SetAside;
+        /// Time after a failed sync until the process exits.
+        poison_exit_after: Span = Duration::from_secs(30);
+        /// Time a request waits for its place in the log before it gets 503.
+        queue_timeout: Span = Duration::from_secs(2);
+        /// Quiet time after which the last group gets a synced mark.
+        mark_delay: Span = Duration::from_millis(50);
+    }
+    /// Where Parquet files go.
+    storage: StorageConfig {
+        /// Kind of store; only "local" so far.
+        backend: OneOf<Backend> = Backend::Local;
+        /// Directory of the lake for backend = "local"; created if missing.
+        local_path: Directory = "./data/lake".into();
+        /// Partition directories: "hive" is date=YYYY-MM-DD/hour=HH, "arc" is YYYY/MM/DD/HH.
+        layout: OneOf<Layout> = Layout::Hive;
+    }
+    /// From the log to Parquet.
+    compaction: CompactionConfig {
+        /// Bytes of unshipped log that start a plan.
+        trigger_size: Size<{ 4 * KB }, TOP> = 512 * MB;
+        /// Age of the oldest unshipped row that starts a plan.
+        max_delay: Span = Duration::from_secs(60);
+        /// Rows of a Parquet row group.
+        row_group_rows: Int<usize, 1, { limits::MAX_ROWS_PER_TABLE as u64 }> = 1_048_576;
+        /// Compression of Parquet pages: "zstd", "none", "snappy" or "lz4".
+        compression: OneOf<Compression> = Compression::Zstd;
+        /// zstd level; not used by other codecs.
+        level: Int<i32, 1, 22> = 1;
+        /// Keep the log and write no Parquet; writes get 503 once the log is full.
+        paused: Flag = false;
+        /// Files of one plan; a plan closes when it has them.
+        max_outputs: Int<usize, 1, 1_000_000> = 4096;
+        /// Rows of one plan; a plan closes when it has them.
+        max_rows: Int<u64, 1, { 1 << 40 }> = 1 << 30;
+        /// Threads that build Parquet files; 0 means one a core.
+        workers: Int<usize, 0, 1024> = 0;
+    }
+    /// What the process says on stderr. The variable ARC_LOG takes a filter such as "info,arc_ingest::wal=debug" instead of a level.
+    log: LogConfig {
+        /// Least severe level that is shown: "error", "warn", "info", "debug" or "trace".
+        level: OneOf<LogLevel> = LogLevel::Info;
+        /// "text", "json", or "auto": text on a terminal, JSON otherwise.
+        format: OneOf<LogFormat> = LogFormat::Auto;
+    }
+}
+
+/// Index into [`KEYS`] of `section.key`.
+pub fn find(path: &str) -> Option<usize> {
+    let (section, name) = path.split_once('.')?;
+    KEYS.iter().position(|k| k.section == section && k.name == name)
+}
+
+/// The text of `arc.toml`: every key with its default, commented out.
+pub fn reference() -> String {
+    use std::fmt::Write as _;
+    let defaults = Config::default();
+    let mut out = String::from(
+        "# Configuration of arc: every key with its default, commented out. Made by `arc config reference`.\n\
+         #\n\
+         # Read from the path given with --config, else ./arc.toml, else /etc/arc/arc.toml. A key can also be set by the\n\
+         # variable ARC_SECTION_KEY (ARC_WAL_MAX_SIZE=4GB), which goes before the file, or with --set section.key=value,\n\
+         # which goes before both. Sizes: integer bytes, or B KB MB GB KiB MiB GiB, all 1024-based. Durations: integer\n\
+         # seconds, or ms s m h. Relative paths count from the working directory.\n",
+    );
+    for (section, doc) in SECTIONS {
+        let _ = write!(out, "\n#{doc}\n[{section}]\n");
+        for key in KEYS.iter().filter(|k| k.section == *section) {
+            let _ = write!(out, "\n#{}\n# {} = {}\n", key.doc, key.name, key.toml(&defaults));
+        }
+    }
+    out
+}
