@@ -114,10 +114,11 @@ pub struct TableEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "entry", rename_all = "snake_case")]
 pub enum Entry {
-    /// The log was opened by a server for the `epoch`th time.
+    /// The log was opened by a server for the `epoch`th time. `segment`: the newest segment then, 0 while there is none.
     Opened {
         epoch: u64,
         running_ms: u64,
+        segment: u64,
     },
     Plan(Plan),
     /// A build of the plan is about to begin. `output`: only this one, record by record.

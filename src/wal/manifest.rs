@@ -14,7 +14,7 @@ use crate::format::file_header::{DeclaredEnd, FORMAT_MINOR, FileHeader, FileKind
 use crate::format::manifest::{Entry, Plan, SetAside, StoredKey, TableEntry, get_keys, put_keys};
 use crate::format::record::{RecordHeader, RecordKind, pad_len, put_pad, record_len};
 use crate::format::scan::{Known, Label, Scanner};
-use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::types::{LogId, Sequence};
 use crate::vfs::{File, SyncMode, Vfs, is_no_space};
 
@@ -194,7 +194,9 @@ impl ManifestState {
 pub enum ManifestError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path}: {what}. The manifest says which rows are in Parquet; without it rows could be doubled. Restore it from a copy of the log directory")]
+    #[error(
+        "{path}: {what}. The manifest says which rows are in Parquet; without it rows could be doubled. Restore it from a copy of the log directory"
+    )]
     Damaged { path: PathBuf, what: String },
 }
 
@@ -500,6 +502,5 @@ pub fn put_group(
     }
     let end = at + (out.len() - base) as u64;
     put_pad(out, pad_len(end), end, salt, sequence - 1, floor, now_us);
-    debug_assert!(RECORD_HEADER_BYTES <= BLOCK);
     sequence
 }

@@ -18,3 +18,6 @@ pub mod shared;
 
 pub use queue::{AppendError, Appender, Completion};
 pub use shared::{SealedSegment, Shared, Watermarks};
+
+#[cfg(test)]
+mod tests;

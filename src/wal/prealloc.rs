@@ -87,8 +87,10 @@ impl Preallocator {
     pub fn give(&self, path: PathBuf, len: u64, id: u64, reusable: bool) -> io::Result<()> {
         let dir = &self.shared.settings.directory;
         let mut s = lock(&self.state);
-        let keep =
-            reusable && len == self.shared.settings.segment_len() && s.pool.len() < self.shared.settings.pool && !self.shared.reserve_spent();
+        let keep = reusable
+            && len == self.shared.settings.segment_len()
+            && s.pool.len() < self.shared.settings.pool
+            && !self.shared.reserve_spent();
         if keep {
             let to = dir.join(files::POOL).join(files::pool_name(id));
             self.vfs.rename(&path, &to)?;

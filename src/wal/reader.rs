@@ -49,11 +49,14 @@ pub fn read_file(f: &dyn File, into: &mut FileBytes) -> io::Result<()> {
     Ok(())
 }
 
-/// The header of a file, read on its own.
+/// The first good copy of a file's header and what is wrong with the others.
+pub type HeaderCopies = Result<(FileHeader, [Option<HeaderError>; 2]), [HeaderError; 2]>;
+
+/// The header of a file, read on its own, with the file's length.
 ///
 /// # Errors
 /// Of opening the file; bad headers are the inner error.
-pub fn read_header(vfs: &dyn Vfs, path: &Path, kind: FileKind) -> io::Result<(u64, Result<(FileHeader, [Option<HeaderError>; 2]), [HeaderError; 2]>)> {
+pub fn read_header(vfs: &dyn Vfs, path: &Path, kind: FileKind) -> io::Result<(u64, HeaderCopies)> {
     let f = vfs.open(path, false)?;
     let len = f.len()?;
     let mut head = vec![0u8; FILE_HEADER_BYTES];

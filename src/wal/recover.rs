@@ -126,12 +126,7 @@ struct Listed {
 ///
 /// # Errors
 /// Only when the directory or a file cannot be opened at all; whatever is wrong inside is in the report.
-pub fn inspect(
-    vfs: &dyn Vfs,
-    dir: &Path,
-    visit: &mut dyn FnMut(Visited<'_>),
-    progress: &mut dyn FnMut(Progress),
-) -> io::Result<Report> {
+pub fn inspect(vfs: &dyn Vfs, dir: &Path, visit: &mut dyn FnMut(Visited<'_>), progress: &mut dyn FnMut(Progress)) -> io::Result<Report> {
     let mut report = Report::default();
     let mut manifest_floor = 0;
     match load(vfs, dir) {
@@ -531,9 +526,15 @@ fn act(
         x => x,
     }
     .map_err(at(format!("{}: preparing a segment", dir.display())))?;
-    let path = activate(&**vfs, &dir, &spare, &activation, &group).map_err(at(format!("{}: activating segment {}", dir.display(), activation.id)))?;
+    let path = activate(&**vfs, &dir, &spare, &activation, &group).map_err(at(format!(
+        "{}: activating segment {}",
+        dir.display(),
+        activation.id
+    )))?;
     let opened = Entry::Opened { epoch, running_ms: report.state.running_ms, segment: activation.id };
-    manifest.append(vec![opened], &[]).map_err(|e| OpenError::Io { what: dir.display().to_string(), source: io::Error::other(e.to_string()) })?;
+    manifest
+        .append(vec![opened], &[])
+        .map_err(|e| OpenError::Io { what: dir.display().to_string(), source: io::Error::other(e.to_string()) })?;
 
     if !reserve_spent {
         reserve_spent = !ensure_reserve(&**vfs, &dir, settings.reserve).map_err(at(reserve.display().to_string()))?;

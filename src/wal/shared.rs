@@ -176,7 +176,10 @@ impl Shared {
         w.check();
         let now = *w;
         assert!(
-            now.durable >= before.durable && now.sealed >= before.sealed && now.shipped >= before.shipped && now.released >= before.released,
+            now.durable >= before.durable
+                && now.sealed >= before.sealed
+                && now.shipped >= before.shipped
+                && now.released >= before.released,
             "a watermark went back from {before:?} to {now:?}"
         );
         drop(w);
@@ -189,8 +192,7 @@ impl Shared {
     /// Waits until `done` holds or `timeout` is over; returns the watermarks then.
     pub fn wait_watermarks(&self, timeout: Duration, done: impl Fn(&Watermarks) -> bool) -> Watermarks {
         let w = lock(&self.watermarks);
-        let (w, _) =
-            self.watermarks_changed.wait_timeout_while(w, timeout, |w| !done(w)).unwrap_or_else(PoisonError::into_inner);
+        let (w, _) = self.watermarks_changed.wait_timeout_while(w, timeout, |w| !done(w)).unwrap_or_else(PoisonError::into_inner);
         *w
     }
 
@@ -320,7 +322,10 @@ impl Shared {
     pub fn admit(&self) -> Result<Duration, RequestError> {
         if self.is_poisoned() {
             let why = self.poison_message().unwrap_or_default();
-            return Err(RequestError::unavailable(Reason::Poisoned, format!("a sync of the log failed ({why}); the server must be restarted")));
+            return Err(RequestError::unavailable(
+                Reason::Poisoned,
+                format!("a sync of the log failed ({why}); the server must be restarted"),
+            ));
         }
         if self.is_stopping() {
             return Err(RequestError::unavailable(Reason::Shutdown, "the server is stopping"));
@@ -330,7 +335,10 @@ impl Shared {
         }
         let level = self.fill_level();
         if level >= 1.0 || self.blocked() == Blocked::Backlog {
-            return Err(RequestError::unavailable(Reason::Backlog, "the log has reached wal.max_size; stored rows are being drained, send again later"));
+            return Err(RequestError::unavailable(
+                Reason::Backlog,
+                "the log has reached wal.max_size; stored rows are being drained, send again later",
+            ));
         }
         Ok(if level > 0.8 { Duration::from_secs_f64((level - 0.8) * 2.5) } else { Duration::ZERO })
     }
