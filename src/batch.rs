@@ -250,6 +250,11 @@ impl ValidBatch {
     pub fn rows(&self) -> usize {
         self.tables.iter().map(TableBatch::rows).sum()
     }
+
+    /// For the catalog alone, which sets `defines` and widens integers: neither touches what was validated.
+    pub(crate) fn tables_mut(&mut self) -> &mut [TableBatch] {
+        &mut self.tables
+    }
 }
 
 fn check_table(t: &TableBatch) -> Result<(), RequestError> {

@@ -1,0 +1,51 @@
+//! Rebuilding the catalog from the manifest's checkpoint and the log's records.
+
+use std::sync::Arc;
+
+use super::{Catalog, Defined};
+use crate::format::manifest::TableEntry;
+use crate::format::payload::PayloadView;
+use crate::types::{ColumnType, Sequence};
+use crate::wal::shared::lock;
+
+impl Catalog {
+    /// Takes over a checkpoint.
+    ///
+    /// # Errors
+    /// A type number that this version does not know.
+    pub fn restore<'a>(&self, tables: impl IntoIterator<Item = &'a TableEntry>) -> Result<(), String> {
+        let mut inner = lock(&self.inner);
+        for e in tables {
+            let t = inner.table(&e.database, &e.table);
+            t.since = Some(t.since.map_or(e.since, |s| s.min(e.since)));
+            for c in &e.columns {
+                let ty = ColumnType::from_u8(c.ty)
+                    .ok_or_else(|| format!("table '{}': column '{}' has the unknown type {}", e.table, c.name, c.ty))?;
+                let name: Arc<str> = c.name.as_str().into();
+                t.folded.insert(c.name.to_lowercase().into(), Arc::clone(&name));
+                t.columns.insert(name, Defined { ty, tag: c.tag, since: c.since, widened: c.widened });
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds one record in. Records that the checkpoint covers already change nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the payload.
+    pub fn fold(&self, sequence: Sequence, payload: &PayloadView<'_>) -> Result<(), String> {
+        if !payload.index.defines {
+            return Ok(());
+        }
+        let mut inner = lock(&self.inner);
+        for (i, t) in payload.index.tables.iter().enumerate() {
+            let view = payload.table(i).map_err(|e| format!("table '{}': {e}", t.table))?;
+            let table = inner.table(&payload.index.database, &t.table);
+            table.define_table(sequence);
+            for c in view.columns.iter().filter(|c| c.defines) {
+                table.define(&c.name.into(), c.ty, c.tag, sequence);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::batch::{Bits, Strings, TableBatch};
+use crate::format::payload::{PayloadView, encode};
+
+fn column(name: &str, values: Values) -> Column {
+    Column { name: name.into(), tag: false, values, validity: None, defines: false }
+}
+
+fn batch(columns: Vec<Column>) -> ValidBatch {
+    ValidBatch::new("db".into(), vec![TableBatch { table: "t".into(), time: vec![1], columns }]).unwrap()
+}
+
+fn int(v: i64) -> ValidBatch {
+    batch(vec![column("x", Values::Int64(vec![v]))])
+}
+
+fn float(v: f64) -> ValidBatch {
+    batch(vec![column("x", Values::Float64(vec![v]))])
+}
+
+fn text() -> ValidBatch {
+    batch(vec![column("x", Values::Utf8(Strings { lengths: vec![1], bytes: b"a".to_vec() }))])
+}
+
+fn catalog() -> Arc<Catalog> {
+    Catalog::new(4, 2)
+}
+
+fn now(c: &Arc<Catalog>, b: &mut ValidBatch) -> Reservation {
+    c.try_resolve(b).unwrap().expect("no wait")
+}
+
+#[test]
+fn a_definition_takes_effect_with_its_record_and_is_undone_with_it() {
+    let c = catalog();
+    let mut b = int(1);
+    let r = now(&c, &mut b);
+    assert!(b.tables()[0].columns[0].defines && r.defines());
+    drop(r);
+    assert!(c.entries().is_empty());
+    let mut t = text();
+    now(&c, &mut t).settle(5);
+    let e = c.entries();
+    assert_eq!((e[0].since, e[0].columns[0].ty), (5, ColumnType::Utf8 as u8));
+    assert!(matches!(c.try_resolve(&mut int(1)), Err(RequestError::Invalid(m)) if m.contains("'x' is string") && m.contains("int64")));
+    let mut again = text();
+    let r = now(&c, &mut again);
+    assert!(r.is_empty() && !again.tables()[0].columns[0].defines);
+}
+
+#[test]
+fn a_conflict_with_a_reservation_alone_waits_for_its_outcome() {
+    let c = catalog();
+    let held = now(&c, &mut int(1));
+    assert!(c.try_resolve(&mut text()).unwrap().is_none());
+    let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    rt.block_on(async {
+        let c2 = Arc::clone(&c);
+        let waiter = tokio::spawn(async move { c2.resolve(&mut text()).await.map(|r| r.settle(9)) });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!waiter.is_finished());
+        drop(held);
+        waiter.await.unwrap().unwrap();
+    });
+    assert_eq!(c.entries()[0].columns[0].ty, ColumnType::Utf8 as u8);
+}
+
+#[test]
+fn two_first_writers_of_a_column_both_carry_its_definition() {
+    let c = catalog();
+    let (mut a, mut b) = (int(1), int(2));
+    let (ra, rb) = (now(&c, &mut a), now(&c, &mut b));
+    assert!(a.tables()[0].columns[0].defines && b.tables()[0].columns[0].defines);
+    drop(ra);
+    rb.settle(3);
+    assert_eq!(c.entries()[0].columns[0].since, 3);
+}
+
+#[test]
+fn ints_widen_to_floats_and_wide_ints_hold_the_widening_up() {
+    let c = catalog();
+    now(&c, &mut int(1)).settle(1);
+    let wide_int = (1 << 53) + 1;
+    let pin = now(&c, &mut int(wide_int));
+    assert!(!pin.defines() && !pin.is_empty());
+    assert!(c.try_resolve(&mut float(0.5)).unwrap().is_none(), "a wide int is on its way");
+    pin.settle(2);
+    let mut f = float(0.5);
+    let widening = now(&c, &mut f);
+    assert!(f.tables()[0].columns[0].defines);
+    assert!(c.try_resolve(&mut int(wide_int)).unwrap().is_none(), "a widening is on its way");
+    now(&c, &mut int(7)).settle(3);
+    widening.settle(4);
+    assert!(matches!(c.try_resolve(&mut int(wide_int)), Err(RequestError::Invalid(m)) if m.contains("exactly")));
+    let mut i = int(7);
+    assert!(now(&c, &mut i).is_empty());
+    assert_eq!(i.tables()[0].columns[0].values, Values::Float64(vec![7.0]));
+    assert_eq!(c.widenings("db", "t"), vec![4]);
+    let types = |v| c.schema("db", "t", v, 9).iter().map(|c| c.ty).collect::<Vec<_>>();
+    assert_eq!((types(0), types(1)), (vec![ColumnType::Int64 as u8], vec![ColumnType::Float64 as u8]));
+}
+
+#[test]
+fn names_equal_up_to_case_and_bounds_are_refused() {
+    let c = catalog();
+    now(&c, &mut int(1)).settle(1);
+    let named = |n: &str| batch(vec![column(n, Values::Bool(Bits::filled(1, true)))]);
+    assert!(matches!(c.try_resolve(&mut named("X")), Err(RequestError::Invalid(m)) if m.contains("up to case")));
+    for n in ["a", "b", "c"] {
+        now(&c, &mut named(n)).settle(2);
+    }
+    assert!(matches!(c.try_resolve(&mut named("d")), Err(RequestError::Invalid(m)) if m.contains("max_columns")));
+    let other = |t: &str| ValidBatch::new("db".into(), vec![TableBatch { table: t.into(), time: vec![1], columns: vec![] }]).unwrap();
+    now(&c, &mut other("u")).settle(3);
+    assert!(matches!(c.try_resolve(&mut other("v")), Err(RequestError::Invalid(m)) if m.contains("max_tables")));
+}
+
+#[test]
+fn the_fold_and_the_checkpoint_give_the_same_catalog() {
+    let live = catalog();
+    let folded = catalog();
+    let mut checkpoint = Vec::new();
+    for (seq, mut b) in [(1, int(1)), (2, float(0.5)), (3, batch(vec![column("y", Values::Bool(Bits::filled(1, true)))]))] {
+        let r = now(&live, &mut b);
+        let e = encode(&b, None, r.defines(), 0, 1 << 20).unwrap();
+        r.settle(seq);
+        folded.fold(seq, &PayloadView::parse(e.payload()).unwrap()).unwrap();
+        checkpoint.extend(live.take_dirty());
+    }
+    assert_eq!(live.entries(), folded.entries());
+    let restored = catalog();
+    restored.restore(&checkpoint).unwrap();
+    assert_eq!(live.entries(), restored.entries());
+    assert!(live.take_dirty().is_empty());
+}
