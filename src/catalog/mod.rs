@@ -245,6 +245,14 @@ impl Catalog {
         out
     }
 
+    /// Gives back what [`Self::take_dirty`] returned: it did not reach the manifest.
+    pub fn mark_dirty(&self, tables: &[TableEntry]) {
+        let mut inner = crate::wal::shared::lock(&self.inner);
+        for e in tables {
+            inner.table(&e.database, &e.table).dirty = true;
+        }
+    }
+
     /// Everything that is durable, sorted.
     pub fn entries(&self) -> Vec<TableEntry> {
         let inner = crate::wal::shared::lock(&self.inner);

@@ -1,0 +1,147 @@
+//! What requests ask of the compactor and what it tells them.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::types::Sequence;
+use crate::wal::Shared;
+use crate::wal::shared::lock;
+
+/// How a wait for shipping ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shipped {
+    Done { files: u64, rows: u64, through: Sequence },
+    TimedOut { through: Sequence, target: Sequence },
+}
+
+/// Shared between the compactor and whoever asks something of it.
+#[derive(Debug)]
+pub struct Control {
+    shared: Arc<Shared>,
+    target: AtomicU64,
+    stop: AtomicBool,
+    paused: AtomicBool,
+    files: AtomicU64,
+    rows: AtomicU64,
+    plans: AtomicU64,
+    open_plan: AtomicU64,
+    quarantined: Mutex<(u64, u64)>,
+    forked: Mutex<Option<String>>,
+    signal: (Mutex<bool>, Condvar),
+}
+
+impl Control {
+    pub fn new(shared: Arc<Shared>, paused: bool) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            target: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            paused: AtomicBool::new(paused),
+            files: AtomicU64::new(0),
+            rows: AtomicU64::new(0),
+            plans: AtomicU64::new(0),
+            open_plan: AtomicU64::new(0),
+            quarantined: Mutex::default(),
+            forked: Mutex::default(),
+            signal: (Mutex::new(false), Condvar::new()),
+        })
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Asks for everything through `target` to be shipped now.
+    pub fn request(&self, target: Sequence) {
+        self.target.fetch_max(target, Ordering::AcqRel);
+        self.wake();
+    }
+
+    pub(super) fn target(&self) -> Sequence {
+        self.target.load(Ordering::Acquire)
+    }
+
+    /// The compactor ends after its current step.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    pub fn wake(&self) {
+        *lock(&self.signal.0) = true;
+        self.signal.1.notify_all();
+    }
+
+    pub(super) fn wait(&self, timeout: Duration) {
+        let mut woken = lock(&self.signal.0);
+        if !*woken {
+            (woken, _) = self.signal.1.wait_timeout(woken, timeout).unwrap_or_else(PoisonError::into_inner);
+        }
+        *woken = false;
+    }
+
+    pub(super) fn committed(&self, files: u64, rows: u64) {
+        self.files.fetch_add(files, Ordering::Relaxed);
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_plan(&self, open: Option<u64>) {
+        if open.is_none() {
+            self.plans.fetch_add(1, Ordering::Relaxed);
+        }
+        self.open_plan.store(open.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Plans shipped by this process, and the one being built.
+    pub fn plans(&self) -> (u64, Option<u64>) {
+        let open = self.open_plan.load(Ordering::Relaxed);
+        (self.plans.load(Ordering::Relaxed), (open > 0).then_some(open))
+    }
+
+    pub(super) fn set_quarantined(&self, records: u64, bytes: u64) {
+        *lock(&self.quarantined) = (records, bytes);
+    }
+
+    /// Slices and bytes in the quarantine.
+    pub fn quarantined(&self) -> (u64, u64) {
+        *lock(&self.quarantined)
+    }
+
+    pub(super) fn set_forked(&self, why: String) {
+        tracing::error!(error = %why, "forked: nothing more is shipped or released");
+        self.shared.set_last_error(why.clone());
+        *lock(&self.forked) = Some(why);
+        self.shared.nudge();
+    }
+
+    /// Why this log and the store disagree about what a plan is, if they do.
+    pub fn forked(&self) -> Option<String> {
+        lock(&self.forked).clone()
+    }
+
+    /// Ships what is durable now and waits for it, at most `timeout`. A flush joins one that is running.
+    pub async fn flush(&self, timeout: Duration) -> Shipped {
+        let target = self.shared.watermarks().durable;
+        let (files, rows) = (self.files.load(Ordering::Relaxed), self.rows.load(Ordering::Relaxed));
+        self.request(target);
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let changed = self.shared.progress.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let through = self.shared.watermarks().shipped;
+            if through >= target {
+                let since = |c: &AtomicU64, before| c.load(Ordering::Relaxed).saturating_sub(before);
+                return Shipped::Done { files: since(&self.files, files), rows: since(&self.rows, rows), through };
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Shipped::TimedOut { through: self.shared.watermarks().shipped, target };
+            }
+        }
+    }
+}

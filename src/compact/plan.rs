@@ -1,0 +1,291 @@
+//! Plans: which sequences become which files. A plan is durable in the manifest, and in the store, before anything of it is
+//! built, so that every attempt makes the same files.
+
+use std::io;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::name::{Layout, object_name};
+use super::slices::{Payloads, SliceRef};
+use crate::catalog::Catalog;
+use crate::format::manifest::{Plan, PlanInput, PlanOutput, PlanSchema, PlanWriter};
+use crate::format::payload::PayloadView;
+use crate::format::record::RecordKind;
+use crate::format::scan::{Finding, Found, Known, Scanner, judge};
+use crate::limits::{FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::types::{Hour, LogId, Sequence};
+use crate::vfs::{Mapping, Vfs};
+use crate::wal::SealedSegment;
+
+/// Where a plan ends, apart from the end of what is sealed. At least one record is always taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub bytes: u64,
+    pub rows: u64,
+    pub outputs: usize,
+}
+
+/// What an output is made of.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct OutputKey {
+    database: Arc<str>,
+    table: Arc<str>,
+    version: usize,
+    hour: Hour,
+}
+
+#[derive(Debug, Default)]
+struct Draft {
+    slices: Vec<SliceRef>,
+    rows: u64,
+}
+
+/// Slices of the outputs of a plan, found in the mapped segments.
+#[derive(Debug)]
+pub struct Slices {
+    pub mapped: Mapped,
+    /// One list an output, in the order of the plan's outputs.
+    pub outputs: Vec<Vec<SliceRef>>,
+    /// What a scan of the sealed segments found that had been fine when they were sealed.
+    pub findings: Vec<(u64, Finding)>,
+    /// Payloads that passed their CRC and cannot be parsed: a bug. Sequence, segment index, offset, length, reason.
+    pub unparsable: Vec<(Sequence, usize, u64, u32, String)>,
+}
+
+/// The segments of a plan, mapped read-only.
+#[derive(Debug, Default)]
+pub struct Mapped {
+    pub segments: Vec<Mapping>,
+    handed_out: std::sync::atomic::AtomicU64,
+}
+
+/// Bytes that may be touched before the pages are given back: what bounds the resident part of the mapped window.
+const WINDOW: u64 = 64 << 20;
+
+impl Mapped {
+    pub fn record(&self, segment: usize, payload_offset: u64, len: u32) -> &[u8] {
+        let from = usize::try_from(payload_offset).unwrap_or(usize::MAX).saturating_sub(RECORD_HEADER_BYTES);
+        let to = from.saturating_add(RECORD_HEADER_BYTES + len as usize);
+        self.segments.get(segment).and_then(|m| m.get(from..to)).unwrap_or_default()
+    }
+}
+
+impl Payloads for Mapped {
+    fn payload(&self, s: &SliceRef) -> &[u8] {
+        use std::sync::atomic::Ordering;
+        let before = self.handed_out.fetch_add(u64::from(s.len), Ordering::Relaxed);
+        if before / WINDOW != (before + u64::from(s.len)) / WINDOW {
+            for m in &self.segments {
+                m.done_with(0, m.len());
+            }
+        }
+        let from = usize::try_from(s.offset).unwrap_or(usize::MAX);
+        self.segments.get(s.segment as usize).and_then(|m| m.get(from..from.checked_add(s.len as usize)?)).unwrap_or_default()
+    }
+}
+
+/// Fixed settings of the plans of this process.
+#[derive(Clone, Debug)]
+pub struct PlanSettings {
+    pub bounds: Bounds,
+    pub writer: PlanWriter,
+    pub layout: Layout,
+}
+
+struct Gather<'a> {
+    catalog: &'a Catalog,
+    widenings: HashMap<(Arc<str>, Arc<str>), Vec<Sequence>>,
+    index: HashMap<OutputKey, usize>,
+    drafts: Vec<(OutputKey, Draft)>,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Gather<'_> {
+    fn add(&mut self, sequence: Sequence, segment: u32, offset: u64, len: u32, p: &PayloadView<'_>) {
+        self.bytes += u64::from(len) + RECORD_HEADER_BYTES as u64;
+        for (i, t) in p.index.tables.iter().enumerate() {
+            let name = (Arc::clone(&p.index.database), Arc::clone(&t.table));
+            let catalog = self.catalog;
+            let widened = self.widenings.entry(name).or_insert_with(|| catalog.widenings(&p.index.database, &t.table));
+            let version = widened.partition_point(|w| *w <= sequence);
+            for (hour, rows) in &t.hours {
+                let key = OutputKey { database: Arc::clone(&p.index.database), table: Arc::clone(&t.table), version, hour: *hour };
+                let at = *self.index.entry(key.clone()).or_insert_with(|| {
+                    self.drafts.push((key, Draft::default()));
+                    self.drafts.len() - 1
+                });
+                if let Some((_, d)) = self.drafts.get_mut(at) {
+                    d.slices.push(SliceRef::new(sequence, segment, offset, len, i as u32, *rows, t.hours.len() == 1));
+                    d.rows += u64::from(*rows);
+                    self.rows += u64::from(*rows);
+                }
+            }
+        }
+    }
+}
+
+/// What a scan yields besides the gathered slices.
+struct Scanned {
+    mapped: Mapped,
+    inputs: Vec<PlanInput>,
+    last_sequence: Sequence,
+    findings: Vec<(u64, Finding)>,
+    unparsable: Vec<(Sequence, usize, u64, u32, String)>,
+}
+
+/// Scans `segments` for write records from `from` through `through` with the log's own scanner, stopping at `bounds`.
+fn scan(
+    vfs: &dyn Vfs,
+    segments: &[Arc<SealedSegment>],
+    from: Sequence,
+    through: Sequence,
+    bounds: Option<Bounds>,
+    gather: &mut Gather<'_>,
+) -> io::Result<Scanned> {
+    let mut s = Scanned { mapped: Mapped::default(), inputs: Vec::new(), last_sequence: from - 1, findings: Vec::new(), unparsable: Vec::new() };
+    'segments: for seg in segments {
+        if seg.last_sequence < from || seg.first_sequence > through {
+            continue;
+        }
+        let file = vfs.open(&seg.path, false).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", seg.path.display())))?;
+        let map = file.map(seg.file_len)?;
+        let found: Vec<Found> = Scanner::new(&map, seg.salt, FILE_HEADER_BYTES as u64, seg.end).collect();
+        let known = Known { first_sequence: seg.first_sequence, declared: Some((seg.end, seg.last_sequence)), floor: seg.last_sequence };
+        let v = judge(known, &found);
+        drop(found);
+        s.findings.extend(v.findings.iter().filter(|f| f.label.is_damage()).map(|f| (seg.id, f.clone())));
+        let at = s.mapped.segments.len();
+        s.inputs.push(PlanInput {
+            segment: seg.id,
+            salt: seg.salt,
+            end: seg.end,
+            first_sequence: seg.first_sequence,
+            last_sequence: seg.last_sequence,
+        });
+        for r in v.records.iter().filter(|r| r.kind == RecordKind::Write && r.sequence >= from && r.sequence <= through) {
+            let full = bounds.is_some_and(|b| gather.rows >= b.rows || gather.drafts.len() >= b.outputs || gather.bytes >= b.bytes);
+            if full && gather.bytes > 0 {
+                s.mapped.segments.push(map);
+                break 'segments;
+            }
+            let offset = r.offset + RECORD_HEADER_BYTES as u64;
+            match PayloadView::parse(Scanner::payload(&map, r)) {
+                Ok(p) => gather.add(r.sequence, at as u32, offset, r.payload_len, &p),
+                Err(e) => {
+                    gather.bytes += u64::from(r.payload_len);
+                    s.unparsable.push((r.sequence, at, offset, r.payload_len, e.to_string()));
+                }
+            }
+            s.last_sequence = r.sequence;
+        }
+        // Sequences that could not be read count as covered: they are reported, and nothing will ever bring them.
+        s.last_sequence = seg.last_sequence.min(through).max(s.last_sequence);
+        map.done_with(0, map.len());
+        s.mapped.segments.push(map);
+    }
+    Ok(s)
+}
+
+fn gather(catalog: &Catalog) -> Gather<'_> {
+    Gather { catalog, widenings: HashMap::new(), index: HashMap::new(), drafts: Vec::new(), rows: 0, bytes: 0 }
+}
+
+/// Makes plan `number` of the sealed sequences above `shipped`. None when there is nothing to plan.
+///
+/// # Errors
+/// Of opening or mapping a segment.
+pub fn make(
+    vfs: &dyn Vfs,
+    segments: &[Arc<SealedSegment>],
+    catalog: &Catalog,
+    log: LogId,
+    settings: &PlanSettings,
+    number: u64,
+    shipped: Sequence,
+) -> io::Result<Option<(Plan, Slices)>> {
+    let through = segments.last().map_or(0, |s| s.last_sequence);
+    if through <= shipped {
+        return Ok(None);
+    }
+    let first = shipped + 1;
+    let mut g = gather(catalog);
+    let s = scan(vfs, segments, first, through, Some(settings.bounds), &mut g)?;
+    let last = s.last_sequence;
+    // Sorted, so that the numbers of the outputs say nothing of the order of arrival.
+    let mut drafts = g.drafts;
+    drafts.sort_by(|(a, _), (b, _)| (&a.database, &a.table, a.version, a.hour).cmp(&(&b.database, &b.table, b.version, b.hour)));
+    let mut schemas: Vec<PlanSchema> = Vec::new();
+    let mut outputs = Vec::with_capacity(drafts.len());
+    let mut lists = Vec::with_capacity(drafts.len());
+    for (n, (key, d)) in drafts.into_iter().enumerate() {
+        let same = schemas.last().is_some_and(|x| *x.database == *key.database && *x.table == *key.table && x.version == key.version as u32);
+        if !same {
+            schemas.push(PlanSchema {
+                database: key.database.to_string(),
+                table: key.table.to_string(),
+                version: key.version as u32,
+                columns: catalog.schema(&key.database, &key.table, key.version, last),
+            });
+        }
+        outputs.push(PlanOutput {
+            schema: schemas.len() as u32 - 1,
+            hour: key.hour,
+            first_sequence: d.slices.first().map_or(first, |s| s.sequence),
+            last_sequence: d.slices.last().map_or(last, |s| s.sequence),
+            rows: d.rows,
+            name: object_name(&key.database, &key.table, settings.layout, key.hour, log, (first, last), n as u32),
+        });
+        lists.push(d.slices);
+    }
+    let plan = Plan { plan: number, first_sequence: first, last_sequence: last, inputs: s.inputs, writer: settings.writer.clone(), schemas, outputs };
+    let slices = Slices { mapped: s.mapped, outputs: lists, findings: s.findings, unparsable: s.unparsable };
+    Ok(Some((plan, slices)))
+}
+
+/// Finds the slices of a plan made earlier.
+///
+/// # Errors
+/// Of opening or mapping a segment; an input that is not there any more.
+pub fn resume(vfs: &dyn Vfs, segments: &[Arc<SealedSegment>], catalog: &Catalog, plan: &Plan) -> io::Result<Slices> {
+    for i in &plan.inputs {
+        let there = segments.iter().any(|s| s.id == i.segment && s.salt == i.salt && s.end == i.end && s.last_sequence == i.last_sequence);
+        if !there {
+            return Err(io::Error::other(format!(
+                "plan {} needs segment {} (salt {:016x}, end {}, last sequence {}), which is not in the log",
+                plan.plan, i.segment, i.salt, i.end, i.last_sequence
+            )));
+        }
+    }
+    let mut g = gather(catalog);
+    let s = scan(vfs, segments, plan.first_sequence, plan.last_sequence, None, &mut g)?;
+    let mut outputs = vec![Vec::new(); plan.outputs.len()];
+    let by_key: HashMap<OutputKey, usize> = plan
+        .outputs
+        .iter()
+        .enumerate()
+        .filter_map(|(n, o)| {
+            let x = plan.schemas.get(o.schema as usize)?;
+            let key = OutputKey {
+                database: x.database.as_str().into(),
+                table: x.table.as_str().into(),
+                version: x.version as usize,
+                hour: o.hour,
+            };
+            Some((key, n))
+        })
+        .collect();
+    for (key, d) in g.drafts {
+        match by_key.get(&key).and_then(|n| outputs.get_mut(*n)) {
+            Some(list) => *list = d.slices,
+            None => {
+                return Err(io::Error::other(format!(
+                    "plan {} has no output for table '{}' of database '{}', hour {}, schema version {}",
+                    plan.plan, key.table, key.database, key.hour, key.version
+                )));
+            }
+        }
+    }
+    Ok(Slices { mapped: s.mapped, outputs, findings: s.findings, unparsable: s.unparsable })
+}

@@ -1,0 +1,728 @@
+//! The compactor: chooses plans, builds and publishes their outputs, commits them, releases the log.
+//!
+//! A machine with a `step`, driven by a thread here. Within a step it may build several outputs at once.
+//!
+//! INVARIANT(commit-before-release): a segment is removed only after a synced manifest record says that every sequence of it is in a
+//! committed output (or set aside in one), and after the checkpoints of catalog and keys through it.
+//! INVARIANT(intent-before-publish): an object appears under its final name only after its length and hash are durable in the manifest.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use super::control::Control;
+use super::name::Layout;
+use super::parquet::{BuildError, Built, Codecs, OutputSpec, WriterSettings, build};
+use super::plan::{PlanSettings, Slices, make, resume};
+use super::quarantine::{self, Quarantined};
+use super::SchemaColumn;
+use crate::catalog::Catalog;
+use crate::format::manifest::{Entry, Plan, SetAside, StoredKey};
+use crate::idempotency::Keys;
+use crate::sink::{Backoff, ObjectInfo, Published, PutSmall, Sink, SinkError, Staged};
+use crate::types::Sequence;
+use crate::vfs::Vfs;
+use crate::wal::files;
+use crate::wal::manifest::{AppendFailure, Manifest, OutputFile};
+use crate::wal::prealloc::Preallocator;
+use crate::wal::recover::{ensure_reserve, spend_reserve};
+use crate::wal::shared::{Blocked, lock};
+use crate::wal::{SealedSegment, Shared};
+
+/// When and how to compact.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Log bytes from which on a plan is made.
+    pub trigger_size: u64,
+    /// Age of the oldest record at which a plan is made.
+    pub max_delay: Duration,
+    pub plan: PlanSettings,
+    /// Outputs built at one time.
+    pub workers: usize,
+    pub row_group_bytes: usize,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    Worked,
+    /// Nothing to do, or nothing to be done yet: look again after this.
+    Wait(Duration),
+    /// It will never do anything again: forked or poisoned beyond use.
+    Done,
+}
+
+/// A plan being carried out.
+#[derive(Debug)]
+struct Current {
+    plan: Plan,
+    slices: Slices,
+    /// Sequences of unparsable payloads were set aside.
+    unparsable_kept: bool,
+    /// The plan's object is in the store.
+    announced: bool,
+    /// Outputs that are stopped by a foreign object under their name.
+    stopped: BTreeMap<u32, String>,
+}
+
+pub struct Compactor {
+    shared: Arc<Shared>,
+    control: Arc<Control>,
+    vfs: Arc<dyn Vfs>,
+    sink: Arc<dyn Sink>,
+    manifest: Manifest,
+    catalog: Arc<Catalog>,
+    keys: Arc<Keys>,
+    prealloc: Arc<Preallocator>,
+    settings: Settings,
+    current: Option<Current>,
+    backoff: Backoff,
+    reserve_tried: Option<Duration>,
+}
+
+/// Why a step could not finish.
+#[derive(Debug)]
+enum Trouble {
+    NoSpace(String),
+    Retry(String),
+    /// The manifest is in an unknown state, or the store holds another plan.
+    Fatal,
+}
+
+impl From<SinkError> for Trouble {
+    fn from(e: SinkError) -> Self {
+        match e {
+            SinkError::NoSpace { .. } => Self::NoSpace(e.to_string()),
+            SinkError::Transient { .. } | SinkError::Permanent { .. } => Self::Retry(e.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(e: io::Error) -> Self {
+        SinkError::from_io("compaction", e).into()
+    }
+}
+
+/// One output as it came out of the builder: staged and sealed, or without rows.
+struct Ready {
+    output: u32,
+    file: OutputFile,
+    staged: Option<Box<dyn Staged>>,
+}
+
+impl Compactor {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        shared: Arc<Shared>,
+        control: Arc<Control>,
+        vfs: Arc<dyn Vfs>,
+        sink: Arc<dyn Sink>,
+        manifest: Manifest,
+        catalog: Arc<Catalog>,
+        keys: Arc<Keys>,
+        prealloc: Arc<Preallocator>,
+        settings: Settings,
+    ) -> Self {
+        let seed = shared.clock.random_u64();
+        let backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), seed);
+        let mut c = Self { shared, control, vfs, sink, manifest, catalog, keys, prealloc, settings, current: None, backoff, reserve_tried: None };
+        c.count_quarantine();
+        c
+    }
+
+    /// Runs until stopped.
+    pub fn run(mut self) {
+        while !self.control.is_stopped() {
+            match self.step() {
+                Work::Worked => {}
+                Work::Wait(t) => self.control.wait(t),
+                Work::Done => return,
+            }
+        }
+    }
+
+    pub fn step(&mut self) -> Work {
+        if self.control.forked().is_some() {
+            return Work::Done;
+        }
+        self.restore_reserve();
+        match self.advance() {
+            Ok(w) => {
+                if w == Work::Worked {
+                    self.backoff.reset();
+                }
+                w
+            }
+            Err(Trouble::Fatal) => Work::Done,
+            Err(Trouble::NoSpace(why)) => {
+                self.trouble(&why);
+                if self.shared.reserve_spent() {
+                    return Work::Wait(Duration::from_secs(1));
+                }
+                // Only the drain spends the reserve; writes are refused until it is whole again.
+                self.shared.set_reserve_spent(true);
+                spend_reserve(&*self.vfs, &self.shared.settings.directory.join(files::RESERVE));
+                self.prealloc.empty_pool();
+                Work::Worked
+            }
+            Err(Trouble::Retry(why)) => {
+                self.trouble(&why);
+                self.shared.metrics.compact_retries_total.increment(1);
+                Work::Wait(self.backoff.next_wait())
+            }
+        }
+    }
+
+    fn trouble(&self, why: &str) {
+        if self.shared.last_error().as_deref() != Some(why) {
+            tracing::warn!(error = %why, "compaction will be tried again");
+        }
+        self.shared.metrics.compact_errors_total.increment(1);
+        self.shared.set_last_error(why.to_owned());
+    }
+
+    /// Makes the reserve whole again when there is room.
+    fn restore_reserve(&mut self) {
+        let now = self.shared.clock.monotonic();
+        if !self.shared.reserve_spent() || self.reserve_tried.is_some_and(|t| now < t + Duration::from_millis(500)) {
+            return;
+        }
+        self.reserve_tried = Some(now);
+        if let Ok(true) = ensure_reserve(&*self.vfs, &self.shared.settings.directory, self.shared.settings.reserve) {
+            tracing::info!("there is room on the disk again: writes are taken");
+            self.shared.set_reserve_spent(false);
+        }
+    }
+
+    fn advance(&mut self) -> Result<Work, Trouble> {
+        if self.current.is_none() {
+            if self.release()? {
+                return Ok(Work::Worked);
+            }
+            if let Some(open) = self.manifest.state.open_plan() {
+                let plan = open.plan.clone();
+                return self.take_up(plan);
+            }
+            return self.choose();
+        }
+        self.carry_out()
+    }
+
+    /// Continues a plan that an earlier run made.
+    fn take_up(&mut self, plan: Plan) -> Result<Work, Trouble> {
+        let segments = self.sealed();
+        tracing::info!(plan = plan.plan, first = plan.first_sequence, last = plan.last_sequence, "taking up a plan of an earlier run");
+        let slices = resume(&*self.vfs, &segments, &self.catalog, &plan)?;
+        self.begin(plan, slices)
+    }
+
+    fn begin(&mut self, plan: Plan, slices: Slices) -> Result<Work, Trouble> {
+        for (segment, f) in &slices.findings {
+            tracing::error!(segment, offset = f.from, label = f.label.name(), missing = ?f.missing, "damage in a sealed segment");
+            self.shared.metrics.wal_damage_findings_total.increment(1);
+        }
+        self.append(vec![Entry::Attempt { plan: plan.plan }], &[])?;
+        self.control.set_plan(Some(plan.plan));
+        self.current = Some(Current { plan, slices, unparsable_kept: false, announced: false, stopped: BTreeMap::new() });
+        Ok(Work::Worked)
+    }
+
+    fn sealed(&self) -> Vec<Arc<SealedSegment>> {
+        lock(&self.shared.segments).sealed.iter().cloned().collect()
+    }
+
+    /// Makes a plan if one is due.
+    fn choose(&mut self) -> Result<Work, Trouble> {
+        let w = self.shared.watermarks();
+        let (bytes, age) = self.unshipped();
+        let asked = self.control.target();
+        let flush = asked > w.shipped;
+        let aged = age.is_some_and(|a| a >= self.settings.max_delay);
+        let large = bytes >= self.settings.trigger_size;
+        let high = self.shared.fill_level() >= 0.5 || self.shared.blocked() != Blocked::No || self.shared.reserve_spent();
+        if self.control.is_paused() || !(flush || aged || large || high) {
+            let until_due = age.map_or(Duration::from_millis(100), |a| self.settings.max_delay.saturating_sub(a));
+            return Ok(Work::Wait(until_due.clamp(Duration::from_millis(5), Duration::from_millis(100))));
+        }
+        // What the active segment holds is sealed first when it is asked for or old; not for bytes alone.
+        let want = if flush { asked } else if aged { w.durable } else { 0 };
+        if want.min(w.durable) > w.sealed && !self.shared.is_poisoned() {
+            self.shared.request_seal(want);
+            let reached = self.shared.wait_watermarks(Duration::from_millis(100), |w| w.sealed >= want.min(w.durable));
+            if reached.sealed < want && reached.sealed <= reached.shipped {
+                // No spare to seal with. Nothing else can be shipped meanwhile.
+                return Ok(Work::Wait(Duration::from_millis(20)));
+            }
+        }
+        let segments = self.sealed();
+        let number = self.manifest.state.next_plan;
+        let made = make(&*self.vfs, &segments, &self.catalog, self.shared.log, &self.settings.plan, number, w.shipped)?;
+        let Some((plan, slices)) = made else { return Ok(Work::Wait(Duration::from_millis(20))) };
+        tracing::info!(
+            plan = plan.plan,
+            first = plan.first_sequence,
+            last = plan.last_sequence,
+            segments = plan.inputs.len(),
+            outputs = plan.outputs.len(),
+            "plan made"
+        );
+        self.append(vec![Entry::Plan(plan.clone())], &[])?;
+        self.begin(plan, slices)
+    }
+
+    /// Log bytes not yet shipped, sealed or active, and the age of the oldest record.
+    fn unshipped(&self) -> (u64, Option<Duration>) {
+        let (_, age) = self.shared.backlog();
+        let shipped = self.shared.watermarks().shipped;
+        let s = lock(&self.shared.segments);
+        let data = crate::limits::FILE_HEADER_BYTES as u64;
+        let sealed: u64 = s.sealed.iter().filter(|x| x.last_sequence > shipped).map(|x| x.end.saturating_sub(data)).sum();
+        (sealed + s.active.map_or(0, |a| a.end.saturating_sub(data)), age)
+    }
+
+    fn carry_out(&mut self) -> Result<Work, Trouble> {
+        let Some(mut c) = self.current.take() else { return Ok(Work::Worked) };
+        let r = self.drive(&mut c);
+        match r {
+            Ok(true) => {
+                drop(c);
+                Ok(Work::Worked)
+            }
+            Ok(false) => {
+                self.current = Some(c);
+                Ok(Work::Wait(self.backoff.next_wait().max(Duration::from_secs(1))))
+            }
+            Err(e) => {
+                self.current = Some(c);
+                Err(e)
+            }
+        }
+    }
+
+    /// Carries the plan as far as it goes; true when it is shipped.
+    fn drive(&mut self, c: &mut Current) -> Result<bool, Trouble> {
+        if !c.announced {
+            self.announce(c)?;
+        }
+        if !c.unparsable_kept {
+            self.keep_unparsable(c)?;
+        }
+        self.adopt_published(c)?;
+        let todo: Vec<u32> = (0..c.plan.outputs.len() as u32).filter(|n| !self.is_committed(&c.plan, *n) && !c.stopped.contains_key(n)).collect();
+        if !todo.is_empty() {
+            self.build_all(c, &todo)?;
+            if self.control.is_stopped() {
+                return Ok(false);
+            }
+        }
+        if !c.stopped.is_empty() {
+            // A foreign object may be moved away by a person: look again.
+            c.stopped.clear();
+            return Ok(false);
+        }
+        let entry = Entry::Shipped { plan: c.plan.plan, last_sequence: c.plan.last_sequence };
+        self.append(vec![entry], &[])?;
+        let last = c.plan.last_sequence;
+        self.shared.advance(|w| w.shipped = w.shipped.max(last));
+        self.shared.metrics.compact_plans_total.increment(1);
+        self.control.set_plan(None);
+        tracing::info!(plan = c.plan.plan, through = last, "plan shipped");
+        Ok(true)
+    }
+
+    fn is_committed(&self, plan: &Plan, n: u32) -> bool {
+        self.manifest.state.plans.get(&plan.plan).is_some_and(|p| p.commits.contains_key(&n))
+    }
+
+    /// INVARIANT(plan-object): before the first data put of plan k, the store holds the create-only object of plan k, and it is this plan.
+    /// Two copies of one log that diverge both want number k; the loser stops.
+    fn announce(&mut self, c: &mut Current) -> Result<(), Trouble> {
+        let name = format!("_arc/{}/plan-{}", self.shared.log, c.plan.plan);
+        let bytes = serde_json::to_vec(&c.plan).map_err(|e| Trouble::Retry(e.to_string()))?;
+        if let PutSmall::Exists(found) = self.sink.put_small(&name, &bytes)?
+            && found != bytes
+        {
+            let stored: Option<Plan> = serde_json::from_slice(&found).ok();
+            match stored {
+                Some(p) if p.plan == c.plan.plan && p.inputs == c.plan.inputs && p.last_sequence == c.plan.last_sequence => {
+                    tracing::warn!(plan = p.plan, "the store holds this plan with other settings: adopting it");
+                    self.append(vec![Entry::Plan(p.clone())], &[])?;
+                    let segments = self.sealed();
+                    c.slices = resume(&*self.vfs, &segments, &self.catalog, &p)?;
+                    c.plan = p;
+                }
+                _ => {
+                    self.control.set_forked(format!(
+                        "{name} in the store is not the plan of this log directory: another copy of log {} has shipped from here on. \
+                         Nothing was shipped or released by this one; keep one copy, and see docs/architecture.md, \"Forked\"",
+                        self.shared.log
+                    ));
+                    return Err(Trouble::Fatal);
+                }
+            }
+        }
+        c.announced = true;
+        Ok(())
+    }
+
+    /// Payloads that passed their CRC and cannot be parsed are a bug: their bytes go to the quarantine.
+    fn keep_unparsable(&mut self, c: &mut Current) -> Result<(), Trouble> {
+        for (sequence, segment, offset, len, reason) in &c.slices.unparsable {
+            let q = Quarantined {
+                sequence: *sequence,
+                database: "unknown".into(),
+                table: "unknown".into(),
+                hour: 0,
+                rows: 0,
+                plan: c.plan.plan,
+                reason: reason.clone(),
+                bytes: u64::from(*len) + crate::limits::RECORD_HEADER_BYTES as u64,
+            };
+            tracing::error!(sequence, reason, "a record cannot be read: set aside");
+            quarantine::put(&*self.vfs, &self.shared.settings.directory, &q, c.slices.mapped.record(*segment, *offset, *len))?;
+        }
+        c.unparsable_kept = true;
+        if !c.slices.unparsable.is_empty() {
+            self.count_quarantine();
+        }
+        Ok(())
+    }
+
+    /// Commits outputs whose object an earlier attempt has published under a recorded intent.
+    fn adopt_published(&mut self, c: &Current) -> Result<(), Trouble> {
+        let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(()) };
+        let mut found = Vec::new();
+        for (n, files) in &state.intents {
+            if state.commits.contains_key(n) {
+                continue;
+            }
+            let Some(o) = c.plan.outputs.get(*n as usize) else { continue };
+            let Some(info) = self.sink.describe(&o.name)? else { continue };
+            if let Some(f) = files.iter().find(|f| same(f, &info)) {
+                self.sink.confirm(&o.name)?;
+                found.push((*n, f.clone()));
+            }
+        }
+        self.commit(c, found)
+    }
+
+    fn spec(&self, c: &Current, n: u32) -> Option<OutputSpec> {
+        let o = c.plan.outputs.get(n as usize)?;
+        let s = c.plan.schemas.get(o.schema as usize)?;
+        let columns = s
+            .columns
+            .iter()
+            .map(|x| Some(SchemaColumn { name: x.name.clone(), ty: x.column_type()?, tag: x.tag }))
+            .collect::<Option<Vec<_>>>()?;
+        let w = &c.plan.writer;
+        let compression = match w.compression.as_str() {
+            "none" => Codecs::None,
+            "snappy" => Codecs::Snappy,
+            "lz4" => Codecs::Lz4,
+            _ => Codecs::Zstd(w.level),
+        };
+        let metadata = [
+            ("arc.log_uuid", self.shared.log.to_string()),
+            ("arc.plan", c.plan.plan.to_string()),
+            ("arc.first_sequence", c.plan.first_sequence.to_string()),
+            ("arc.last_sequence", c.plan.last_sequence.to_string()),
+        ];
+        Some(OutputSpec {
+            database: s.database.clone(),
+            table: s.table.clone(),
+            hour: o.hour,
+            layout: if w.layout == "arc" { Layout::Arc } else { Layout::Hive },
+            columns,
+            settings: WriterSettings {
+                compression,
+                row_group_rows: w.row_group_rows as usize,
+                row_group_bytes: self.settings.row_group_bytes,
+            },
+            metadata: metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+        })
+    }
+
+    /// Builds the outputs on up to `workers` threads, and records, publishes and commits each as it is ready.
+    fn build_all(&mut self, c: &mut Current, todo: &[u32]) -> Result<(), Trouble> {
+        let next = AtomicUsize::new(0);
+        let workers = self.settings.workers.clamp(1, todo.len());
+        // One finished output waits at most for each worker: what is staged is bounded.
+        let (tx, rx) = mpsc::sync_channel::<Result<Ready, Trouble>>(workers);
+        let mut specs: BTreeMap<u32, OutputSpec> = BTreeMap::new();
+        for n in todo {
+            let spec = self.spec(c, *n).ok_or_else(|| Trouble::Retry(format!("plan {}: output {n} has an unknown column type", c.plan.plan)))?;
+            specs.insert(*n, spec);
+        }
+        let mut stopped = BTreeMap::new();
+        let sink = Arc::clone(&self.sink);
+        let metrics = Arc::clone(&self.shared.metrics);
+        let clock = self.shared.clock.clone();
+        let control = Arc::clone(&self.control);
+        let (slices, plan) = (&c.slices, &c.plan);
+        let result = std::thread::scope(|scope| {
+            for _ in 0..workers {
+                let (tx, next, specs, sink, metrics, clock, control) = (tx.clone(), &next, &specs, &sink, &metrics, &clock, &control);
+                scope.spawn(move || {
+                    while let Some(n) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if control.is_stopped() {
+                            return;
+                        }
+                        let (Some(spec), Some(o), Some(list)) =
+                            (specs.get(n), plan.outputs.get(*n as usize), slices.outputs.get(*n as usize))
+                        else {
+                            continue;
+                        };
+                        let started = clock.monotonic();
+                        let built = build_one(&**sink, *n, &o.name, spec, list.clone(), slices);
+                        metrics.compact_build_seconds.record(clock.monotonic().saturating_sub(started).as_secs_f64());
+                        let failed = built.is_err();
+                        if tx.send(built).is_err() || failed {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(tx);
+            // The receiver goes when this scope's body ends, which ends builders that wait to hand something over.
+            let rx = rx;
+            let mut trouble = None;
+            while let Ok(first) = rx.recv() {
+                let mut batch = vec![first];
+                batch.extend(rx.try_iter());
+                let mut ready = Vec::new();
+                for r in batch {
+                    match r {
+                        Ok(r) => ready.push(r),
+                        Err(e) => trouble = trouble.or(Some(e)),
+                    }
+                }
+                if let Err(e) = self.publish(plan, slices, ready, &mut stopped) {
+                    return Err(e);
+                }
+                if trouble.is_some() {
+                    break;
+                }
+            }
+            trouble.map_or(Ok(()), Err)
+        });
+        c.stopped.extend(stopped);
+        result
+    }
+
+    /// Quarantine, intents, names, commits: each durable before the next.
+    fn publish(&mut self, plan: &Plan, slices: &Slices, ready: Vec<Ready>, stopped: &mut BTreeMap<u32, String>) -> Result<(), Trouble> {
+        let mut intents = Vec::new();
+        for r in &ready {
+            self.quarantine(plan, slices, r)?;
+            intents.push(Entry::Intent {
+                plan: plan.plan,
+                output: r.output,
+                length: r.file.length,
+                sha256: r.file.sha256.clone(),
+                rows: r.file.rows,
+                set_aside: r.file.set_aside.clone(),
+            });
+        }
+        self.append(intents, &[])?;
+        let mut commits = Vec::new();
+        let started = self.shared.clock.monotonic();
+        for r in ready {
+            let Some(o) = plan.outputs.get(r.output as usize) else { continue };
+            let Some(staged) = r.staged else {
+                commits.push((r.output, r.file));
+                continue;
+            };
+            match staged.publish()? {
+                Published::Created => commits.push((r.output, r.file)),
+                Published::AlreadyThere => match self.sink.describe(&o.name)? {
+                    Some(info) if same(&r.file, &info) => {
+                        self.sink.confirm(&o.name)?;
+                        commits.push((r.output, r.file));
+                    }
+                    other => {
+                        let why = format!(
+                            "{}: another object has this name ({}), expected {} bytes with SHA-256 {}; this output waits until it is moved away",
+                            o.name,
+                            other.map_or("gone meanwhile".into(), |i| format!("{} bytes, SHA-256 {}", i.len, hex(&i.sha256))),
+                            r.file.length,
+                            r.file.sha256
+                        );
+                        tracing::error!(error = %why, "an output is stopped");
+                        self.shared.set_last_error(why.clone());
+                        stopped.insert(r.output, why);
+                    }
+                },
+            }
+        }
+        self.shared.metrics.compact_put_seconds.record(self.shared.clock.monotonic().saturating_sub(started).as_secs_f64());
+        let entries = commits.iter().map(|(n, f)| commit_entry(plan.plan, *n, f)).collect();
+        self.append(entries, &[])?;
+        self.count_commits(&commits);
+        Ok(())
+    }
+
+    fn commit(&mut self, c: &Current, files: Vec<(u32, OutputFile)>) -> Result<(), Trouble> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let entries = files.iter().map(|(n, f)| commit_entry(c.plan.plan, *n, f)).collect();
+        self.append(entries, &[])?;
+        self.count_commits(&files);
+        Ok(())
+    }
+
+    fn count_commits(&self, files: &[(u32, OutputFile)]) {
+        let m = &self.shared.metrics;
+        let rows: u64 = files.iter().map(|(_, f)| f.rows).sum();
+        let written = files.iter().filter(|(_, f)| f.length > 0).count() as u64;
+        m.compact_outputs_total.increment(written);
+        m.compact_rows_total.increment(rows);
+        m.compact_parquet_bytes_total.increment(files.iter().map(|(_, f)| f.length).sum());
+        self.control.committed(written, rows);
+    }
+
+    fn quarantine(&mut self, plan: &Plan, slices: &Slices, r: &Ready) -> Result<(), Trouble> {
+        let (Some(o), Some(list)) = (plan.outputs.get(r.output as usize), slices.outputs.get(r.output as usize)) else { return Ok(()) };
+        let Some(schema) = plan.schemas.get(o.schema as usize) else { return Ok(()) };
+        for a in &r.file.set_aside {
+            tracing::error!(sequence = a.sequence, table = %schema.table, rows = a.rows, reason = %a.reason, "a slice cannot be turned into Parquet: set aside");
+            let Some(s) = list.iter().find(|s| s.sequence == a.sequence) else { continue };
+            let record = slices.mapped.record(s.segment as usize, s.offset, s.len);
+            let q = Quarantined {
+                sequence: a.sequence,
+                database: schema.database.clone(),
+                table: schema.table.clone(),
+                hour: o.hour,
+                rows: a.rows,
+                plan: plan.plan,
+                reason: a.reason.clone(),
+                bytes: record.len() as u64,
+            };
+            quarantine::put(&*self.vfs, &self.shared.settings.directory, &q, record)?;
+        }
+        if !r.file.set_aside.is_empty() {
+            self.count_quarantine();
+        }
+        Ok(())
+    }
+
+    fn count_quarantine(&mut self) {
+        let Ok(found) = quarantine::list(&*self.vfs, &self.shared.settings.directory) else { return };
+        let bytes = found.iter().map(|f| f.entry.bytes).sum();
+        self.control.set_quarantined(found.len() as u64, bytes);
+        self.shared.metrics.compact_quarantined_records.set(found.len() as f64);
+        self.shared.metrics.compact_quarantined_bytes.set(bytes as f64);
+    }
+
+    /// Releases sealed segments all of whose sequences are shipped, oldest first; true when there was one.
+    fn release(&mut self) -> Result<bool, Trouble> {
+        let w = self.shared.watermarks();
+        let done: Vec<Arc<SealedSegment>> = self.sealed().into_iter().take_while(|s| s.last_sequence <= w.shipped).collect();
+        let Some(last) = done.last() else { return Ok(false) };
+        let through = last.last_sequence.max(w.released);
+        let keys = self.keys.between(self.manifest.state.released, through);
+        let mut entries = Vec::new();
+        let dirty = self.catalog.take_dirty();
+        for chunk in dirty.chunks(500) {
+            entries.push(Entry::Catalog { last_sequence: through, tables: chunk.to_vec() });
+        }
+        entries.push(Entry::Released { segment: last.id, last_sequence: through });
+        if let Err(e) = self.append(entries, &keys) {
+            // The definitions must be in the next checkpoint all the same.
+            self.catalog.mark_dirty(&dirty);
+            return Err(e);
+        }
+        let ids: Vec<u64> = done.iter().map(|s| s.id).collect();
+        {
+            let mut s = lock(&self.shared.segments);
+            s.sealed.retain(|x| !ids.contains(&x.id));
+            self.shared.recount(&s);
+        }
+        self.shared.advance(|x| x.released = x.released.max(through));
+        for s in done {
+            let reusable = !s.tainted;
+            self.prealloc.give(s.path.clone(), s.file_len, s.id, reusable)?;
+        }
+        if self.manifest.wants_rewrite() {
+            let keys = self.keys.between(0, through);
+            self.manifest.rewrite(keys)?;
+        }
+        Ok(true)
+    }
+
+    fn append(&mut self, entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), Trouble> {
+        if entries.is_empty() && keys.is_empty() {
+            return Ok(());
+        }
+        match self.manifest.append(entries, keys) {
+            Ok(()) => Ok(()),
+            Err(e @ AppendFailure::NoSpace(_)) => Err(Trouble::NoSpace(e.to_string())),
+            Err(e @ AppendFailure::Fatal(_)) => {
+                self.shared.poison(format!("{}: {e}", self.manifest.path().display()));
+                Err(Trouble::Fatal)
+            }
+        }
+    }
+
+    /// The directory of the log.
+    pub fn directory(&self) -> PathBuf {
+        self.shared.settings.directory.clone()
+    }
+
+    /// All sequences through this are in committed outputs.
+    pub fn shipped(&self) -> Sequence {
+        self.manifest.state.shipped
+    }
+}
+
+fn commit_entry(plan: u64, output: u32, f: &OutputFile) -> Entry {
+    Entry::Commit { plan, output, length: f.length, sha256: f.sha256.clone(), rows: f.rows, set_aside: f.set_aside.clone() }
+}
+
+fn same(f: &OutputFile, info: &ObjectInfo) -> bool {
+    f.length == info.len && f.sha256 == hex(&info.sha256)
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+        let _ = write!(s, "{b:02x}");
+        s
+    })
+}
+
+fn build_one(sink: &dyn Sink, output: u32, name: &str, spec: &OutputSpec, list: Vec<super::SliceRef>, slices: &Slices) -> Result<Ready, Trouble> {
+    let mut staged = sink.stage(name)?;
+    let built: Built = match build(spec, list, &slices.mapped, &[], &mut StagedWriter(&mut *staged)) {
+        Ok(b) => b,
+        Err(BuildError::Io(e)) => return Err(SinkError::from_io(format!("writing {name}"), e).into()),
+        Err(e @ BuildError::Internal(_)) => return Err(Trouble::Retry(format!("{name}: {e}"))),
+    };
+    let set_aside: Vec<SetAside> =
+        built.set_aside.iter().map(|a| SetAside { sequence: a.sequence, rows: u64::from(a.rows), reason: a.reason.clone() }).collect();
+    if built.rows == 0 {
+        // Everything was set aside: there is no file.
+        let file = OutputFile { length: 0, sha256: String::new(), rows: 0, set_aside };
+        return Ok(Ready { output, file, staged: None });
+    }
+    staged.seal()?;
+    let file = OutputFile { length: built.bytes, sha256: hex(&built.sha256), rows: built.rows, set_aside };
+    Ok(Ready { output, file, staged: Some(staged) })
+}
+
+struct StagedWriter<'a>(&'a mut dyn Staged);
+
+impl io::Write for StagedWriter<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
