@@ -1,1 +1,16 @@
+//! From log to Parquet: what a plan lists becomes files, each row exactly once.
 
+mod chunk;
+pub mod columns;
+mod encodings;
+pub mod name;
+pub mod parquet;
+mod slices;
+mod strings;
+#[cfg(test)]
+mod tests;
+
+pub use columns::SchemaColumn;
+pub use name::{Layout, object_name};
+pub use parquet::{BuildError, Built, CREATED_BY, Codecs, OutputSpec, SetAside, WriterSettings, build};
+pub use slices::{Payloads, SliceRef};

@@ -322,6 +322,14 @@ impl<'a> IntView<'a> {
         self.rows == 0
     }
 
+    /// The values of rows `from..to`; bounds past the end are cut.
+    pub fn slice(&self, from: usize, to: usize) -> Self {
+        let to = to.min(self.rows);
+        let from = from.min(to);
+        let w = usize::from(self.width);
+        Self { bytes: self.bytes.get(from * w..to * w).unwrap_or_default(), rows: to - from, ..*self }
+    }
+
     /// Appends all values to `out`.
     pub fn extend(&self, out: &mut Vec<i64>) {
         let base = self.base;
@@ -496,16 +504,7 @@ impl<'a> PayloadView<'a> {
         let (Some(t), Some(body)) = (self.index.tables.get(i), self.bodies.get(i)) else {
             return Err(Malformed { at: 0, what: "a table of the directory" });
         };
-        let rows = t.rows as usize;
-        let mut r = Reader::new(body);
-        let time = IntView::parse(&mut r, rows)?;
-        let n = r.count(4, "column count")?;
-        let mut columns = Vec::with_capacity(n.min(limits::MAX_COLUMNS));
-        for _ in 0..n {
-            columns.push(parse_column(&mut r, rows)?);
-        }
-        r.finish("the end of the table")?;
-        Ok(TableView { rows, time, columns })
+        parse_table(body, t.rows)
     }
 
     /// The whole payload as the batch that was encoded, every value checked.
@@ -525,6 +524,78 @@ impl<'a> PayloadView<'a> {
         }
         ValidBatch::new(self.index.database.to_string(), tables).map_err(|e| e.message().to_owned())
     }
+}
+
+/// Rows and body of table `i` of the directory, without building the directory: what the compactor needs of a record
+/// that may hold a single row.
+///
+/// # Errors
+/// [`Malformed`] with the offset within the payload.
+pub fn table_body(payload: &[u8], i: u32) -> Parsed<(u32, &[u8])> {
+    let mut r = Reader::new(payload);
+    if r.u8("payload version")? != PAYLOAD_VERSION {
+        return r.fail("payload version 1");
+    }
+    let flags = r.u8("payload flags")?;
+    if flags & !(FLAG_KEY | FLAG_DELTA) != 0 {
+        return r.fail("known payload flags");
+    }
+    skip_str(&mut r, "database name")?;
+    if flags & FLAG_KEY != 0 {
+        get_key(&mut r)?;
+    }
+    let n = r.count(5, "table count")?;
+    let (mut before, mut found) = (0usize, None);
+    for t in 0..n {
+        skip_str(&mut r, "table name")?;
+        let rows = u32::try_from(r.varint("row count")?).or_else(|_| r.fail("a row count of 32 bits"))?;
+        let bytes = usize::try_from(r.varint("table bytes")?).or_else(|_| r.fail("table bytes"))?;
+        for _ in 0..r.count(2, "hour count")? {
+            r.signed("hour")?;
+            r.varint("rows of an hour")?;
+        }
+        if rows as usize > limits::MAX_ROWS_PER_TABLE {
+            return r.fail("a row count within the limit");
+        }
+        match found {
+            None if t == i as usize => found = Some((rows, bytes)),
+            None => before = before.checked_add(bytes).map_or_else(|| r.fail("table bytes"), Ok)?,
+            Some(_) => {}
+        }
+    }
+    let Some((rows, bytes)) = found else { return r.fail("a table of the directory") };
+    r.take(before, "table body")?;
+    Ok((rows, r.take(bytes, "table body")?))
+}
+
+fn skip_str(r: &mut Reader<'_>, what: &'static str) -> Parsed<()> {
+    let n = r.count(1, what)?;
+    r.take(n, what).map(|_| ())
+}
+
+/// The times of a table's body, its columns left alone.
+///
+/// # Errors
+/// [`Malformed`] with the offset within the body.
+pub fn parse_time(body: &[u8], rows: u32) -> Parsed<IntView<'_>> {
+    IntView::parse(&mut Reader::new(body), rows as usize)
+}
+
+/// A table's body as its columns.
+///
+/// # Errors
+/// [`Malformed`] with the offset within the body.
+pub fn parse_table(body: &[u8], rows: u32) -> Parsed<TableView<'_>> {
+    let rows = rows as usize;
+    let mut r = Reader::new(body);
+    let time = IntView::parse(&mut r, rows)?;
+    let n = r.count(4, "column count")?;
+    let mut columns = Vec::with_capacity(n.min(limits::MAX_COLUMNS));
+    for _ in 0..n {
+        columns.push(parse_column(&mut r, rows)?);
+    }
+    r.finish("the end of the table")?;
+    Ok(TableView { rows, time, columns })
 }
 
 fn parse_column<'a>(r: &mut Reader<'a>, rows: usize) -> Parsed<ColumnView<'a>> {
@@ -619,6 +690,14 @@ mod tests {
         assert_eq!(v.index.key, Some(key));
         assert_eq!(v.index.tables[0].hours, vec![(-1, 1), (0, 1), (1, 1)]);
         assert_eq!(v.to_batch().unwrap(), sample());
+        for i in 0..2 {
+            let (rows, body) = table_body(e.payload(), i).unwrap();
+            assert_eq!(parse_table(body, rows).unwrap(), v.table(i as usize).unwrap());
+            assert_eq!(parse_time(body, rows).unwrap(), v.table(i as usize).unwrap().time);
+        }
+        assert!(table_body(e.payload(), 2).is_err());
+        let ints = v.table(0).unwrap().time;
+        assert_eq!(ints.slice(1, 9).to_vec(), vec![3_600_000_000, 5]);
     }
 
     #[test]
@@ -635,6 +714,7 @@ mod tests {
                 if let Ok(v) = PayloadView::parse(&m) {
                     let _ = v.to_batch();
                 }
+                let _ = table_body(&m, 0).and_then(|(rows, body)| parse_table(body, rows));
             }
         }
     }

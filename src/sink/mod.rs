@@ -1,1 +1,193 @@
+//! Where finished files go: objects that appear whole, once, and stay.
+//!
+//! An object is staged (written under no name a reader looks at), sealed (its bytes on stable storage), and published
+//! (create-only, under its final name). Between sealing and publishing the manifest records what is about to appear.
+//!
+//! INVARIANT(published-is-whole): an object is visible under its final name only after all its bytes are durable, and
+//! what was once published is never replaced.
 
+pub mod local;
+pub mod retry;
+
+use std::io::{self, Write};
+
+pub use local::LocalSink;
+pub use retry::Backoff;
+
+/// What is visible under a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ObjectInfo {
+    /// Bytes.
+    pub len: u64,
+    pub sha256: [u8; 32],
+}
+
+/// How publishing ended; either way the name is durable now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Published {
+    Created,
+    /// An object had the name before, and keeps it: compare it (see [`Sink::describe`]) before calling it a success.
+    AlreadyThere,
+}
+
+/// How [`Sink::put_small`] ended; either way the object is durable now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PutSmall {
+    Created,
+    /// The bytes that had the name before, and keep it.
+    Exists(Vec<u8>),
+}
+
+/// What [`Sink::sweep`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Swept {
+    pub removed: u64,
+    /// False: the walk ended at its bound, leftovers may remain. They are invisible to readers and only take room.
+    pub complete: bool,
+}
+
+/// Why a call failed, by what the caller should do.
+#[derive(thiserror::Error, Debug)]
+pub enum SinkError {
+    /// No room (or quota) where the object goes: wait until there is.
+    #[error("no space: {context}: {source}")]
+    NoSpace { context: String, source: io::Error },
+    /// May go away by itself: try again with [`Backoff`], from staging where staging or sealing failed.
+    #[error("{context}: {source}")]
+    Transient { context: String, source: io::Error },
+    /// Will not go away by itself: permissions, a name that cannot exist, a file system that lacks what is needed.
+    #[error("{context}: {source}")]
+    Permanent { context: String, source: io::Error },
+}
+
+impl SinkError {
+    /// Classifies by errno; `context` says what was being done to which object.
+    pub fn from_io(context: impl Into<String>, source: io::Error) -> Self {
+        let context = context.into();
+        let errno = source.raw_os_error();
+        let is = |set: &[i32]| errno.is_some_and(|e| set.contains(&e));
+        if is(&[libc::ENOSPC, libc::EDQUOT, libc::EFBIG]) || source.kind() == io::ErrorKind::StorageFull {
+            return Self::NoSpace { context, source };
+        }
+        let permanent = [
+            libc::EACCES,
+            libc::EPERM,
+            libc::EROFS,
+            libc::ENAMETOOLONG,
+            libc::ENOTDIR,
+            libc::EEXIST,
+            libc::EISDIR,
+            libc::ELOOP,
+            libc::EINVAL,
+            libc::ENOSYS,
+            libc::EOPNOTSUPP,
+            libc::EXDEV,
+        ];
+        let refused = matches!(source.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Unsupported);
+        if is(&permanent) || (errno.is_none() && refused) {
+            return Self::Permanent { context, source };
+        }
+        Self::Transient { context, source }
+    }
+
+    pub fn io(&self) -> &io::Error {
+        match self {
+            Self::NoSpace { source, .. } | Self::Transient { source, .. } | Self::Permanent { source, .. } => source,
+        }
+    }
+}
+
+pub type SinkResult<T> = Result<T, SinkError>;
+
+/// An object in the making. Dropping it without publishing discards it.
+pub trait Staged: Write + Send {
+    /// Puts all bytes on stable storage; nothing may be written afterwards. Nothing is visible yet.
+    ///
+    /// # Errors
+    /// [`SinkError`]. After a failed sync nothing is known of the bytes: discard the object and stage it anew; a second
+    /// call fails too.
+    fn seal(&mut self) -> SinkResult<()>;
+
+    /// Gives the object its name unless that is taken, durably.
+    ///
+    /// # Errors
+    /// [`SinkError`], also when [`Self::seal`] has not succeeded. The object may be visible nevertheless: ask
+    /// [`Sink::describe`], then [`Sink::confirm`].
+    fn publish(self: Box<Self>) -> SinkResult<Published>;
+}
+
+/// A store of objects. Names are relative, with `/` between parts; see [`check_name`].
+pub trait Sink: Send + Sync {
+    /// Begins the object `name`.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    fn stage(&self, name: &str) -> SinkResult<Box<dyn Staged>>;
+
+    /// Length and hash of the object `name`, by reading it; None when there is none.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    fn describe(&self, name: &str) -> SinkResult<Option<ObjectInfo>>;
+
+    /// Makes an object that is visible durable, name included: for one that an earlier run published, whose end is not known.
+    ///
+    /// # Errors
+    /// [`SinkError`], also when there is no such object.
+    fn confirm(&self, name: &str) -> SinkResult<()>;
+
+    /// Stages, seals and publishes a few bytes; says what is there when the name is taken.
+    ///
+    /// # Errors
+    /// [`SinkError`], also when the object there is larger than [`MAX_SMALL`].
+    fn put_small(&self, name: &str, bytes: &[u8]) -> SinkResult<PutSmall>;
+
+    /// Removes what earlier runs of this log staged and never published, and nothing else.
+    ///
+    /// # Errors
+    /// [`SinkError`]; leftovers do no harm, so a caller may go on.
+    fn sweep(&self) -> SinkResult<Swept>;
+}
+
+/// Most bytes that [`Sink::put_small`] reads back.
+pub const MAX_SMALL: u64 = 16 << 20;
+
+/// An object's name is relative, no part is empty, `.` or `..`, none begins with `.` (those are temporary), has a NUL
+/// or more than 255 bytes.
+///
+/// # Errors
+/// [`SinkError::Permanent`] with the name.
+pub fn check_name(name: &str) -> SinkResult<()> {
+    let part_ok = |p: &str| !p.is_empty() && !p.starts_with('.') && p.len() <= 255 && !p.contains('\0');
+    if name.split('/').all(part_ok) {
+        return Ok(());
+    }
+    let source = io::Error::new(io::ErrorKind::InvalidInput, "not a relative name of visible parts");
+    Err(SinkError::Permanent { context: format!("object name {name:?}"), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_the_lake_are_refused() {
+        for bad in ["", "/a", "a/", "a//b", "../a", "a/../b", ".", "a/.b", "a\0b", &"x".repeat(256)] {
+            assert!(matches!(check_name(bad), Err(SinkError::Permanent { .. })), "{bad:?}");
+        }
+        for good in ["a", "db/a%2Fb/date=2026-01-01/hour=00/x.parquet", "_arc/1/plan-1"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn errors_by_number() {
+        let of = |n: i32| SinkError::from_io("x", io::Error::from_raw_os_error(n));
+        assert!(matches!(of(libc::ENOSPC), SinkError::NoSpace { .. }));
+        assert!(matches!(of(libc::EDQUOT), SinkError::NoSpace { .. }));
+        assert!(matches!(of(libc::EIO), SinkError::Transient { .. }));
+        assert!(matches!(of(libc::ESTALE), SinkError::Transient { .. }));
+        assert!(matches!(of(libc::EROFS), SinkError::Permanent { .. }));
+        assert!(matches!(of(libc::EACCES), SinkError::Permanent { .. }));
+    }
+}

@@ -1,0 +1,433 @@
+//! Columns in, finished file out: the slices of one output become one Parquet file.
+//!
+//! Slices are ordered by their earliest time, then gathered row group by row group; within a row group rows are put
+//! in order by time. What the file holds depends on the specification and the slices alone, so that a retry makes the
+//! same bytes.
+
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use parquet::arrow::ArrowSchemaConverter;
+use parquet::arrow::add_encoded_arrow_schema_to_metadata;
+use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{KeyValue, SortingColumn};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::ColumnPath;
+use sha2::{Digest, Sha256};
+
+use crate::types::{ColumnType, Hour, Sequence};
+
+use super::chunk::{self, Codec};
+use super::columns::{OpenSlice, RowGroup, SchemaColumn};
+use super::name::Layout;
+use super::slices::{Payloads, SliceRef, Targets, check, first_time};
+
+/// `created_by` of every file.
+pub const CREATED_BY: &str = concat!("arc-ingest ", env!("CARGO_PKG_VERSION"));
+
+/// Compression of pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Codecs {
+    None,
+    Snappy,
+    Lz4,
+    /// Level 1 to 22.
+    Zstd(i32),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WriterSettings {
+    pub compression: Codecs,
+    /// Most rows of a row group; at least 1.
+    pub row_group_rows: usize,
+    /// Bytes of raw columns after which a row group ends. It may be passed by an eighth, and by the strings of one
+    /// slice where those are spread unevenly.
+    pub row_group_bytes: usize,
+}
+
+impl Default for WriterSettings {
+    fn default() -> Self {
+        Self { compression: Codecs::Zstd(1), row_group_rows: 1 << 20, row_group_bytes: 128 << 20 }
+    }
+}
+
+/// What a plan fixes of one output.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OutputSpec {
+    pub database: String,
+    pub table: String,
+    pub hour: Hour,
+    pub layout: Layout,
+    /// Every column of the file but `time`, in any order.
+    pub columns: Vec<SchemaColumn>,
+    pub settings: WriterSettings,
+    /// Footer key-values; `arc.database`, `arc.table`, `arc.rows` and `arc.writer_version` are added.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Rows that did not reach the file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SetAside {
+    pub sequence: Sequence,
+    pub rows: u32,
+    pub reason: String,
+}
+
+/// A finished file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Built {
+    pub rows: u64,
+    pub bytes: u64,
+    pub sha256: [u8; 32],
+    /// In the order in which they were met; slices that the caller had set aside already are not repeated.
+    pub set_aside: Vec<SetAside>,
+}
+
+#[derive(thiserror::Error, Debug)]
+pub enum BuildError {
+    /// Writing to `out` failed: try again from the start.
+    #[error("writing the file: {0}")]
+    Io(#[from] io::Error),
+    /// The specification cannot be met, or a bug; trying again does not help.
+    #[error("building the file: {0}")]
+    Internal(String),
+}
+
+/// Hashes and counts what passes, and keeps the error that the Parquet writer would wrap.
+struct Output<'a> {
+    inner: &'a mut (dyn Write + Send),
+    hash: Sha256,
+    bytes: u64,
+    failed: Option<io::Error>,
+}
+
+impl Write for Output<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self.inner.write(buf) {
+            Ok(n) => {
+                self.hash.update(buf.get(..n).unwrap_or_default());
+                self.bytes += n as u64;
+                Ok(n)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(e),
+            Err(e) => {
+                let copy = e.raw_os_error().map_or_else(|| io::Error::new(e.kind(), e.to_string()), io::Error::from_raw_os_error);
+                self.failed = Some(e);
+                Err(copy)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Builds one output. `skip`: sequences whose slices were set aside before; they are left out and not reported again.
+///
+/// A file without rows is written too when nothing is left; the caller decides whether it is wanted.
+///
+/// # Errors
+/// [`BuildError`]; a slice that cannot be built is no error but set aside.
+pub fn build(
+    spec: &OutputSpec,
+    slices: Vec<SliceRef>,
+    payloads: &dyn Payloads,
+    skip: &[Sequence],
+    out: &mut (dyn Write + Send),
+) -> Result<Built, BuildError> {
+    let columns = ordered_columns(spec);
+    let mut set_aside = Vec::new();
+    let slices = in_time_order(spec.hour, slices, payloads, skip, &mut set_aside);
+    let mut output = Output { inner: out, hash: Sha256::new(), bytes: 0, failed: None };
+    let rows = write_file(spec, &columns, &slices, payloads, &mut set_aside, &mut output);
+    match (rows, output.failed) {
+        (_, Some(e)) => Err(BuildError::Io(e)),
+        (Err(e), None) => Err(BuildError::Internal(e.to_string())),
+        (Ok(rows), None) => Ok(Built { rows, bytes: output.bytes, sha256: output.hash.finalize().into(), set_aside }),
+    }
+}
+
+/// Name in the file and column, in the file's order: tags, then fields, each by name.
+struct FileColumn {
+    stored: String,
+    column: SchemaColumn,
+}
+
+fn ordered_columns(spec: &OutputSpec) -> Vec<FileColumn> {
+    let taken = |n: &str| spec.columns.iter().any(|c| c.name == n);
+    let mut columns: Vec<FileColumn> = spec
+        .columns
+        .iter()
+        .map(|c| {
+            let mut stored = c.name.clone();
+            if spec.layout == Layout::Hive && (c.name == "date" || c.name == "hour") {
+                stored.push_str("_value");
+                while taken(&stored) {
+                    stored.push_str("_value");
+                }
+            }
+            FileColumn { stored, column: c.clone() }
+        })
+        .collect();
+    columns.sort_by(|a, b| (!a.column.tag, &a.stored).cmp(&(!b.column.tag, &b.stored)));
+    columns
+}
+
+/// Runs `f`, a panic becoming the reason for which a slice is set aside.
+fn guarded<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|p| {
+        let what = p.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| p.downcast_ref::<String>().cloned());
+        Err(format!("panic: {}", what.unwrap_or_default()))
+    })
+}
+
+fn in_time_order(
+    hour: Hour,
+    mut slices: Vec<SliceRef>,
+    payloads: &dyn Payloads,
+    skip: &[Sequence],
+    set_aside: &mut Vec<SetAside>,
+) -> Vec<SliceRef> {
+    let skip: hashbrown::HashSet<Sequence> = skip.iter().copied().collect();
+    slices.retain(|s| !skip.contains(&s.sequence));
+    slices.sort_by_key(|s| s.sequence);
+    let mut keyed = Vec::with_capacity(slices.len());
+    for s in slices {
+        match guarded(|| first_time(&s, payloads.payload(&s), hour)) {
+            Ok(time) => keyed.push((time, s)),
+            Err(reason) => set_aside.push(SetAside { sequence: s.sequence, rows: s.rows(), reason }),
+        }
+    }
+    keyed.sort_by_key(|(time, s)| (*time, s.sequence));
+    keyed.into_iter().map(|(_, s)| s).collect()
+}
+
+fn write_file(
+    spec: &OutputSpec,
+    columns: &[FileColumn],
+    slices: &[SliceRef],
+    payloads: &dyn Payloads,
+    set_aside: &mut Vec<SetAside>,
+    output: &mut Output<'_>,
+) -> Result<u64, ParquetError> {
+    let schema: Vec<SchemaColumn> = columns.iter().map(|c| c.column.clone()).collect();
+    let mut file = File::new(spec, columns, output)?;
+    let mut targets = Targets::new(&schema);
+    let mut group = RowGroup::new(&schema);
+    let budget = Budget::new(&spec.settings, &schema);
+    let mut left: u64 = slices.iter().map(|s| u64::from(s.rows())).sum();
+    let mut rows = 0u64;
+    group.start(budget.expected(left));
+    for s in slices {
+        left = left.saturating_sub(u64::from(s.rows()));
+        let start = group.rows();
+        let opened = guarded(|| Ok(OpenSlice::new(check(s, payloads.payload(s), spec.hour, &mut targets)?, s.sequence)));
+        let mut open = match opened {
+            Ok(open) => open,
+            Err(reason) => {
+                set_aside.push(SetAside { sequence: s.sequence, rows: s.rows(), reason });
+                continue;
+            }
+        };
+        // A row group may end inside the slice; what was written of it before then cannot be taken back, but by then
+        // the whole slice has been checked.
+        let mut split = false;
+        while open.left() > 0 {
+            let n = budget.rows_now(&group, &open);
+            if n == 0 {
+                rows += file.row_group(&mut group)?;
+                group.start(budget.expected(left + open.left() as u64));
+                open.new_row_group();
+                split = true;
+                continue;
+            }
+            let gathered = guarded(|| {
+                group.gather(&mut open, n);
+                Ok(())
+            });
+            if let Err(reason) = gathered {
+                if split {
+                    return Err(ParquetError::General(format!("sequence {}: {reason}", s.sequence)));
+                }
+                group.roll_back(start);
+                set_aside.push(SetAside { sequence: s.sequence, rows: s.rows(), reason });
+                break;
+            }
+        }
+    }
+    if group.rows() > 0 {
+        rows += file.row_group(&mut group)?;
+    }
+    file.close(spec, rows)?;
+    Ok(rows)
+}
+
+/// When a row group ends.
+struct Budget {
+    rows: usize,
+    bytes: usize,
+    /// Bytes of a row, strings aside.
+    fixed: usize,
+}
+
+impl Budget {
+    fn new(settings: &WriterSettings, schema: &[SchemaColumn]) -> Self {
+        let width = |c: &SchemaColumn| match c.ty {
+            ColumnType::Int64 | ColumnType::Float64 => 8,
+            ColumnType::Utf8 | ColumnType::Binary => 5,
+            ColumnType::Bool => 1,
+        };
+        let fixed = 8 + schema.iter().map(width).sum::<usize>();
+        // Row numbers within a row group are 32 bits.
+        Self { rows: settings.row_group_rows.clamp(1, 1 << 30), bytes: settings.row_group_bytes, fixed }
+    }
+
+    fn most(&self) -> usize {
+        self.rows.min(self.bytes / self.fixed).max(1)
+    }
+
+    fn expected(&self, left: u64) -> usize {
+        usize::try_from(left).unwrap_or(usize::MAX).min(self.most())
+    }
+
+    /// Rows of the slice that go into the row group in progress; 0: it ends here.
+    fn rows_now(&self, group: &RowGroup, open: &OpenSlice<'_>) -> usize {
+        let room = self.most().saturating_sub(group.rows());
+        let used = group.rows() * self.fixed + group.held();
+        let per_row = self.fixed + open.string_bytes() / open.left().max(1);
+        let wanted = open.left().min(room);
+        if wanted == 0 || (group.rows() > 0 && used >= self.bytes) {
+            return 0;
+        }
+        let free = self.bytes.saturating_sub(used);
+        if wanted.saturating_mul(per_row) <= free.max(self.bytes / 8) {
+            return wanted;
+        }
+        let n = wanted.min(free / per_row.max(1));
+        if group.rows() == 0 { n.max(1) } else { n }
+    }
+}
+
+/// The file in progress.
+struct File<'a, 'o> {
+    writer: SerializedFileWriter<&'a mut Output<'o>>,
+    arrow: Arc<Schema>,
+    backend: Backend,
+    compression: Compression,
+}
+
+enum Backend {
+    Own(Codec),
+    Parquet,
+}
+
+impl<'a, 'o> File<'a, 'o> {
+    fn new(spec: &OutputSpec, columns: &[FileColumn], output: &'a mut Output<'o>) -> Result<Self, ParquetError> {
+        let (compression, backend) = match spec.settings.compression {
+            Codecs::None => (Compression::UNCOMPRESSED, Backend::Own(Codec::None)),
+            Codecs::Zstd(level) => {
+                let z = zstd::bulk::Compressor::new(level)?;
+                (Compression::ZSTD(ZstdLevel::try_new(level)?), Backend::Own(Codec::Zstd(Box::new(z))))
+            }
+            Codecs::Snappy => (Compression::SNAPPY, Backend::Parquet),
+            Codecs::Lz4 => (Compression::LZ4_RAW, Backend::Parquet),
+        };
+        Self::with_backend(columns, output, compression, backend)
+    }
+
+    fn with_backend(
+        columns: &[FileColumn],
+        output: &'a mut Output<'o>,
+        compression: Compression,
+        backend: Backend,
+    ) -> Result<Self, ParquetError> {
+        let mut fields = vec![Field::new("time", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false)];
+        fields.extend(columns.iter().map(|c| Field::new(&c.stored, data_type(c.column.ty), true)));
+        let arrow = Arc::new(Schema::new(fields));
+        let parquet = ArrowSchemaConverter::new().convert(&arrow)?;
+        let mut props = WriterProperties::builder()
+            .set_created_by(CREATED_BY.to_owned())
+            .set_writer_version(WriterVersion::PARQUET_1_0)
+            .set_compression(compression)
+            .set_statistics_enabled(EnabledStatistics::Chunk)
+            .set_offset_index_disabled(true)
+            .set_max_row_group_row_count(None)
+            .set_dictionary_page_size_limit(1 << 30)
+            .set_data_page_row_count_limit(1 << 17)
+            .set_dictionary_enabled(false)
+            .set_sorting_columns(Some(vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]))
+            .set_column_encoding(ColumnPath::from("time"), Encoding::DELTA_BINARY_PACKED);
+        for c in columns.iter().filter(|c| matches!(c.column.ty, ColumnType::Utf8 | ColumnType::Binary)) {
+            props = props.set_column_dictionary_enabled(ColumnPath::new(vec![c.stored.clone()]), true);
+        }
+        let mut props = props.build();
+        add_encoded_arrow_schema_to_metadata(&arrow, &mut props);
+        let writer = SerializedFileWriter::new(output, parquet.root_schema_ptr(), Arc::new(props))?;
+        Ok(Self { writer, arrow, backend, compression })
+    }
+
+    /// Writes the gathered rows as one row group; returns their number.
+    fn row_group(&mut self, group: &mut RowGroup) -> Result<u64, ParquetError> {
+        let rows = group.rows() as u64;
+        let schema = self.writer.schema_descr().columns().to_vec();
+        match &mut self.backend {
+            Backend::Own(codec) => {
+                let mut out = self.writer.next_row_group()?;
+                group.finish(|i, column| {
+                    let desc = schema.get(i).ok_or_else(|| ParquetError::General("a column too many".to_owned()))?;
+                    let (chunk, close) = chunk::encode(desc, &column, codec, self.compression)?;
+                    out.append_column(&chunk, close)
+                })?;
+                out.close()?;
+            }
+            Backend::Parquet => {
+                let number = self.writer.flushed_row_groups().len();
+                let factory = ArrowRowGroupWriterFactory::new(&self.writer, Arc::clone(&self.arrow));
+                let mut writers = factory.create_column_writers(number)?.into_iter();
+                let mut out = self.writer.next_row_group()?;
+                group.finish(|i, column| {
+                    let field = self.arrow.field(i);
+                    let array = chunk::arrow_array(&column, i == 0, *field.data_type() == DataType::Utf8)?;
+                    let mut w = writers.next().ok_or_else(|| ParquetError::General("a column too many".to_owned()))?;
+                    for leaf in compute_leaves(field, &array)? {
+                        w.write(&leaf)?;
+                    }
+                    w.close()?.append_to_row_group(&mut out)
+                })?;
+                out.close()?;
+            }
+        }
+        Ok(rows)
+    }
+
+    fn close(mut self, spec: &OutputSpec, rows: u64) -> Result<(), ParquetError> {
+        let own = [
+            ("arc.database", spec.database.clone()),
+            ("arc.table", spec.table.clone()),
+            ("arc.rows", rows.to_string()),
+            ("arc.writer_version", CREATED_BY.to_owned()),
+        ];
+        let given = spec.metadata.iter().map(|(k, v)| (k.as_str(), v.clone()));
+        for (k, v) in given.chain(own) {
+            self.writer.append_key_value_metadata(KeyValue::new(k.to_owned(), v));
+        }
+        self.writer.close()?;
+        Ok(())
+    }
+}
+
+fn data_type(ty: ColumnType) -> DataType {
+    match ty {
+        ColumnType::Int64 => DataType::Int64,
+        ColumnType::Float64 => DataType::Float64,
+        ColumnType::Utf8 => DataType::Utf8,
+        ColumnType::Bool => DataType::Boolean,
+        ColumnType::Binary => DataType::Binary,
+    }
+}
