@@ -1,0 +1,57 @@
+//! MessagePack requests: columnar, row, batch and array form.
+//!
+//! Two decoders stand behind [`decode`]. `fast` reads the columnar form straight into typed columns and gives up on
+//! anything it does not know. `generic` reads every form and is the authority: every verdict and every message is its own.
+//!
+//! INVARIANT(fast-equals-generic): what `fast` accepts, `generic` accepts with the same rows.
+
+mod fast;
+mod generic;
+mod json;
+mod rows;
+mod scan;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use super::Nested;
+use super::table::Bounds;
+use crate::batch::TableBatch;
+use crate::error::RequestError;
+use crate::types::TimeUnit;
+
+/// What a request is decoded with: facts about it and limits from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeOptions {
+    /// Time of rows that have none, in microseconds since the Unix epoch.
+    pub receive_time_us: i64,
+    /// Unit of times from the header `x-arc-time-unit`; None: by magnitude.
+    pub time_unit: Option<TimeUnit>,
+    pub nested: Nested,
+    /// `date` and `hour` are partition columns of the storage layout: columns of that name become `<name>_value`.
+    pub hive_names: bool,
+    pub bounds: Bounds,
+}
+
+/// What a request holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    /// Each table once, each with at least one row; empty when there is nothing to store. Columns of which every value is
+    /// nil are [`crate::batch::Values::Null`].
+    pub tables: Vec<TableBatch>,
+    /// Strings in which invalid UTF-8 was replaced by U+FFFD.
+    pub invalid_utf8: u64,
+}
+
+/// Decodes an uncompressed body.
+///
+/// # Errors
+/// [`RequestError::Invalid`] naming the place, what was expected and what was found; [`RequestError::TooLarge`] over a
+/// bound of the request's size.
+pub fn decode(body: &[u8], options: &DecodeOptions) -> Result<Decoded, RequestError> {
+    match fast::decode(body, options) {
+        Ok(decoded) => Ok(decoded),
+        Err(fast::Fallback) => generic::decode(body, options),
+    }
+}

@@ -1,0 +1,277 @@
+//! The structure of a MessagePack body, by its markers alone.
+//!
+//! INVARIANT(bounded-lengths): after [`check`] every declared length is covered by bytes that exist and nesting is at most
+//! [`limits::MAX_NESTING`], so the readers behind it may trust both.
+
+use crate::error::RequestError;
+use crate::limits;
+use rmp::Marker;
+
+/// One object without its content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Head<'a> {
+    Nil,
+    Bool,
+    Int,
+    Float,
+    Str(&'a [u8]),
+    Binary(&'a [u8]),
+    Extension(i8, &'a [u8]),
+    /// The given number of objects follow.
+    Array(usize),
+    /// The given number of pairs of objects follow.
+    Map(usize),
+}
+
+impl Head<'_> {
+    /// The type as errors name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Nil => "nil",
+            Self::Bool => "bool",
+            Self::Int => "integer",
+            Self::Float => "float",
+            Self::Str(_) => "string",
+            Self::Binary(_) => "binary",
+            Self::Extension(..) => "extension",
+            Self::Array(_) => "array",
+            Self::Map(_) => "map",
+        }
+    }
+}
+
+/// Reads objects from the front of a body.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    body: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(body: &'a [u8]) -> Self {
+        Self { body, at: 0 }
+    }
+
+    /// Bytes read.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.at >= self.body.len()
+    }
+
+    fn left(&self) -> usize {
+        self.body.len() - self.at.min(self.body.len())
+    }
+
+    fn take(&mut self, n: usize) -> Result<&'a [u8], RequestError> {
+        let end = self.at.checked_add(n).filter(|end| *end <= self.body.len());
+        match end.and_then(|end| self.body.get(self.at..end)) {
+            Some(bytes) => {
+                self.at += n;
+                Ok(bytes)
+            }
+            None => Err(RequestError::Invalid(format!(
+                "MessagePack is cut short: {n} bytes are declared at byte {}, {} are left",
+                self.at,
+                self.left()
+            ))),
+        }
+    }
+
+    fn length<const N: usize>(&mut self) -> Result<usize, RequestError> {
+        Ok(self.take(N)?.iter().fold(0, |n, b| n << 8 | usize::from(*b)))
+    }
+
+    fn counted(&self, n: usize, each: usize, what: &str) -> Result<usize, RequestError> {
+        if n.saturating_mul(each) > self.left() {
+            return Err(RequestError::Invalid(format!(
+                "MessagePack is cut short: {what} of {n} at byte {}, {} bytes are left",
+                self.at,
+                self.left()
+            )));
+        }
+        Ok(n)
+    }
+
+    fn extension(&mut self, n: usize) -> Result<Head<'a>, RequestError> {
+        let kind = self.take(1)?.iter().fold(0, |_, b| *b as i8);
+        Ok(Head::Extension(kind, self.take(n)?))
+    }
+
+    /// The next object; of arrays and maps only the marker and the length.
+    pub fn head(&mut self) -> Result<Head<'a>, RequestError> {
+        let at = self.at;
+        let marker = Marker::from_u8(self.take(1)?.iter().fold(0, |_, b| *b));
+        Ok(match marker {
+            Marker::Null => Head::Nil,
+            Marker::True | Marker::False => Head::Bool,
+            Marker::FixPos(_) | Marker::FixNeg(_) => Head::Int,
+            Marker::U8 | Marker::I8 => self.take(1).map(|_| Head::Int)?,
+            Marker::U16 | Marker::I16 => self.take(2).map(|_| Head::Int)?,
+            Marker::U32 | Marker::I32 => self.take(4).map(|_| Head::Int)?,
+            Marker::U64 | Marker::I64 => self.take(8).map(|_| Head::Int)?,
+            Marker::F32 => self.take(4).map(|_| Head::Float)?,
+            Marker::F64 => self.take(8).map(|_| Head::Float)?,
+            Marker::FixStr(n) => Head::Str(self.take(usize::from(n))?),
+            Marker::Str8 => Head::Str(self.length::<1>().and_then(|n| self.take(n))?),
+            Marker::Str16 => Head::Str(self.length::<2>().and_then(|n| self.take(n))?),
+            Marker::Str32 => Head::Str(self.length::<4>().and_then(|n| self.take(n))?),
+            Marker::Bin8 => Head::Binary(self.length::<1>().and_then(|n| self.take(n))?),
+            Marker::Bin16 => Head::Binary(self.length::<2>().and_then(|n| self.take(n))?),
+            Marker::Bin32 => Head::Binary(self.length::<4>().and_then(|n| self.take(n))?),
+            Marker::FixExt1 => self.extension(1)?,
+            Marker::FixExt2 => self.extension(2)?,
+            Marker::FixExt4 => self.extension(4)?,
+            Marker::FixExt8 => self.extension(8)?,
+            Marker::FixExt16 => self.extension(16)?,
+            Marker::Ext8 => self.length::<1>().and_then(|n| self.extension(n))?,
+            Marker::Ext16 => self.length::<2>().and_then(|n| self.extension(n))?,
+            Marker::Ext32 => self.length::<4>().and_then(|n| self.extension(n))?,
+            Marker::FixArray(n) => Head::Array(self.counted(usize::from(n), 1, "an array")?),
+            Marker::Array16 => Head::Array(self.length::<2>().and_then(|n| self.counted(n, 1, "an array"))?),
+            Marker::Array32 => Head::Array(self.length::<4>().and_then(|n| self.counted(n, 1, "an array"))?),
+            Marker::FixMap(n) => Head::Map(self.counted(usize::from(n), 2, "a map")?),
+            Marker::Map16 => Head::Map(self.length::<2>().and_then(|n| self.counted(n, 2, "a map"))?),
+            Marker::Map32 => Head::Map(self.length::<4>().and_then(|n| self.counted(n, 2, "a map"))?),
+            Marker::Reserved => {
+                return Err(RequestError::Invalid(format!("not MessagePack: the marker 0xc1 at byte {at} is never used")));
+            }
+        })
+    }
+
+    /// Reads one whole object; returns how many strings of it are not UTF-8.
+    pub fn skip(&mut self) -> Result<u64, RequestError> {
+        self.walk::<true>()
+    }
+
+    fn walk<const CHECK_UTF8: bool>(&mut self) -> Result<u64, RequestError> {
+        // Objects still to come at each open level; a level closes when its count reaches zero.
+        let mut open = [0usize; limits::MAX_NESTING];
+        let mut depth = 0usize;
+        let mut invalid = 0;
+        loop {
+            let children = match self.head()? {
+                Head::Str(s) if CHECK_UTF8 => {
+                    invalid += u64::from(simdutf8::basic::from_utf8(s).is_err());
+                    0
+                }
+                Head::Array(n) => n,
+                Head::Map(n) => n * 2,
+                _ => 0,
+            };
+            if children > 0 {
+                let Some(level) = open.get_mut(depth) else {
+                    return Err(RequestError::Invalid(format!(
+                        "MessagePack is nested deeper than {} levels at byte {}",
+                        limits::MAX_NESTING,
+                        self.at
+                    )));
+                };
+                *level = children;
+                depth += 1;
+                continue;
+            }
+            while let Some(level) = depth.checked_sub(1).and_then(|d| open.get_mut(d)) {
+                *level -= 1;
+                if *level > 0 {
+                    break;
+                }
+                depth -= 1;
+            }
+            if depth == 0 {
+                return Ok(invalid);
+            }
+        }
+    }
+
+    /// The bytes of the next object. Strings are not looked at.
+    pub fn raw(&mut self) -> Result<&'a [u8], RequestError> {
+        let from = self.at;
+        self.walk::<false>()?;
+        Ok(self.body.get(from..self.at).unwrap_or_default())
+    }
+
+    /// The next object's head, without reading it.
+    pub fn peek(mut self) -> Result<Head<'a>, RequestError> {
+        self.head()
+    }
+}
+
+/// Checks that the body is exactly one object; returns how many strings of it are not UTF-8.
+pub fn check(body: &[u8]) -> Result<u64, RequestError> {
+    if body.is_empty() {
+        return Err(RequestError::Invalid("body is empty, expected a MessagePack map or array".into()));
+    }
+    let mut r = Reader::new(body);
+    let invalid = r.skip()?;
+    if !r.is_empty() {
+        return Err(RequestError::Invalid(format!("{} bytes follow the MessagePack object of {} bytes", r.left(), r.at)));
+    }
+    Ok(invalid)
+}
+
+/// The same body with U+FFFD for what is not UTF-8 in its strings.
+pub fn replace_invalid_utf8(body: &[u8]) -> Result<Vec<u8>, RequestError> {
+    let mut out = Vec::with_capacity(body.len() + body.len() / 8);
+    let mut r = Reader::new(body);
+    while !r.is_empty() {
+        let from = r.position();
+        match r.head()? {
+            Head::Str(s) if simdutf8::basic::from_utf8(s).is_err() => {
+                let text = String::from_utf8_lossy(s);
+                let Ok(len) = u32::try_from(text.len()) else {
+                    return Err(RequestError::TooLarge("a string is longer than 4 GiB".into()));
+                };
+                out.push(Marker::Str32.to_u8());
+                out.extend_from_slice(&len.to_be_bytes());
+                out.extend_from_slice(text.as_bytes());
+            }
+            _ => out.extend_from_slice(body.get(from..r.position()).unwrap_or_default()),
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_one_object() {
+        assert_eq!(check(&[0x80]), Ok(0));
+        assert_eq!(check(&[0x92, 0x80, 0x93, 1, 2, 3]), Ok(0));
+        for bad in [&[][..], &[0x80, 0x80], &[0x81], &[0x92, 1], &[0xc1], &[0x91, 0xc1], &[0xcf, 0], &[0xd9, 5, b'a'], &[0xc7, 1]] {
+            assert_eq!(check(bad).unwrap_err().status(), 400, "{bad:x?}");
+        }
+    }
+
+    #[test]
+    fn declared_lengths_are_held_against_the_bytes_left() {
+        for head in [0xc6, 0xc9, 0xdb, 0xdd, 0xdf] {
+            let e = check(&[head, 0xff, 0xff, 0xff, 0xff, 0, 0]).unwrap_err();
+            assert!(e.message().contains("cut short"), "{e}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let nested = |n: usize| [vec![0x91; n], vec![0xc0]].concat();
+        assert_eq!(check(&nested(limits::MAX_NESTING)), Ok(0));
+        assert!(check(&nested(limits::MAX_NESTING + 1)).unwrap_err().message().contains("nested deeper"));
+        assert!(check(&nested(1_000_000)).is_err());
+    }
+
+    #[test]
+    fn invalid_strings_are_counted_and_replaced() {
+        let body = [0x93, 0xa2, 0xff, b'a', 0xc4, 1, 0xff, 0x81, 0xa1, 0x80, 0xa1, b'x'];
+        assert_eq!(check(&body), Ok(2));
+        let fixed = replace_invalid_utf8(&body).unwrap();
+        assert_eq!(check(&fixed), Ok(0));
+        let mut r = Reader::new(&fixed);
+        assert_eq!(r.head(), Ok(Head::Array(3)));
+        assert_eq!(r.head(), Ok(Head::Str("\u{fffd}a".as_bytes())));
+        assert_eq!(r.head(), Ok(Head::Binary(&[0xff])));
+    }
+}
