@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod config;
+pub mod serve;
 pub mod version;
 
 use crate::config::{Config, ConfigError, LoadOptions, Origins, Warning};
@@ -68,6 +69,8 @@ impl Color {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Run the server
+    Serve,
     /// Check, show and document the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -134,6 +137,7 @@ pub fn main() -> ExitCode {
         }
     };
     match cli.command {
+        Command::Serve => serve::run(&cli.global),
         Command::Config(command) => config::run(&cli.global, &command),
         Command::Bench(args) => bench::run(&cli.global, *args),
         Command::Version(args) => version::run(&args),

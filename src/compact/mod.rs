@@ -2,11 +2,15 @@
 
 mod chunk;
 pub mod columns;
+pub mod control;
 mod encodings;
 pub mod name;
 pub mod parquet;
+pub mod plan;
+pub mod quarantine;
 mod slices;
 mod strings;
+pub mod worker;
 #[cfg(test)]
 mod tests;
 

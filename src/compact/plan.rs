@@ -144,7 +144,8 @@ fn scan(
     bounds: Option<Bounds>,
     gather: &mut Gather<'_>,
 ) -> io::Result<Scanned> {
-    let mut s = Scanned { mapped: Mapped::default(), inputs: Vec::new(), last_sequence: from - 1, findings: Vec::new(), unparsable: Vec::new() };
+    let mut s =
+        Scanned { mapped: Mapped::default(), inputs: Vec::new(), last_sequence: from - 1, findings: Vec::new(), unparsable: Vec::new() };
     'segments: for seg in segments {
         if seg.last_sequence < from || seg.first_sequence > through {
             continue;
@@ -220,7 +221,8 @@ pub fn make(
     let mut outputs = Vec::with_capacity(drafts.len());
     let mut lists = Vec::with_capacity(drafts.len());
     for (n, (key, d)) in drafts.into_iter().enumerate() {
-        let same = schemas.last().is_some_and(|x| *x.database == *key.database && *x.table == *key.table && x.version == key.version as u32);
+        let same =
+            schemas.last().is_some_and(|x| *x.database == *key.database && *x.table == *key.table && x.version == key.version as u32);
         if !same {
             schemas.push(PlanSchema {
                 database: key.database.to_string(),
@@ -239,7 +241,15 @@ pub fn make(
         });
         lists.push(d.slices);
     }
-    let plan = Plan { plan: number, first_sequence: first, last_sequence: last, inputs: s.inputs, writer: settings.writer.clone(), schemas, outputs };
+    let plan = Plan {
+        plan: number,
+        first_sequence: first,
+        last_sequence: last,
+        inputs: s.inputs,
+        writer: settings.writer.clone(),
+        schemas,
+        outputs,
+    };
     let slices = Slices { mapped: s.mapped, outputs: lists, findings: s.findings, unparsable: s.unparsable };
     Ok(Some((plan, slices)))
 }

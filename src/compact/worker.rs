@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use super::SchemaColumn;
 use super::control::Control;
 use super::name::Layout;
 use super::parquet::{BuildError, Built, Codecs, OutputSpec, WriterSettings, build};
 use super::plan::{PlanSettings, Slices, make, resume};
 use super::quarantine::{self, Quarantined};
-use super::SchemaColumn;
 use crate::catalog::Catalog;
 use crate::format::manifest::{Entry, Plan, SetAside, StoredKey};
 use crate::idempotency::Keys;
@@ -129,7 +129,10 @@ impl Compactor {
     ) -> Self {
         let seed = shared.clock.random_u64();
         let backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), seed);
-        let mut c = Self { shared, control, vfs, sink, manifest, catalog, keys, prealloc, settings, current: None, backoff, reserve_tried: None };
+        // Whatever an earlier run left unshipped is due at once.
+        control.request(shared.watermarks().durable);
+        let mut c =
+            Self { shared, control, vfs, sink, manifest, catalog, keys, prealloc, settings, current: None, backoff, reserve_tried: None };
         c.count_quarantine();
         c
     }
@@ -249,7 +252,13 @@ impl Compactor {
             return Ok(Work::Wait(until_due.clamp(Duration::from_millis(5), Duration::from_millis(100))));
         }
         // What the active segment holds is sealed first when it is asked for or old; not for bytes alone.
-        let want = if flush { asked } else if aged { w.durable } else { 0 };
+        let want = if flush {
+            asked
+        } else if aged {
+            w.durable
+        } else {
+            0
+        };
         if want.min(w.durable) > w.sealed && !self.shared.is_poisoned() {
             self.shared.request_seal(want);
             let reached = self.shared.wait_watermarks(Duration::from_millis(100), |w| w.sealed >= want.min(w.durable));
@@ -312,7 +321,8 @@ impl Compactor {
             self.keep_unparsable(c)?;
         }
         self.adopt_published(c)?;
-        let todo: Vec<u32> = (0..c.plan.outputs.len() as u32).filter(|n| !self.is_committed(&c.plan, *n) && !c.stopped.contains_key(n)).collect();
+        let todo: Vec<u32> =
+            (0..c.plan.outputs.len() as u32).filter(|n| !self.is_committed(&c.plan, *n) && !c.stopped.contains_key(n)).collect();
         if !todo.is_empty() {
             self.build_all(c, &todo)?;
             if self.control.is_stopped() {
@@ -454,7 +464,8 @@ impl Compactor {
         let (tx, rx) = mpsc::sync_channel::<Result<Ready, Trouble>>(workers);
         let mut specs: BTreeMap<u32, OutputSpec> = BTreeMap::new();
         for n in todo {
-            let spec = self.spec(c, *n).ok_or_else(|| Trouble::Retry(format!("plan {}: output {n} has an unknown column type", c.plan.plan)))?;
+            let spec =
+                self.spec(c, *n).ok_or_else(|| Trouble::Retry(format!("plan {}: output {n} has an unknown column type", c.plan.plan)))?;
             specs.insert(*n, spec);
         }
         let mut stopped = BTreeMap::new();
@@ -500,9 +511,7 @@ impl Compactor {
                         Err(e) => trouble = trouble.or(Some(e)),
                     }
                 }
-                if let Err(e) = self.publish(plan, slices, ready, &mut stopped) {
-                    return Err(e);
-                }
+                self.publish(plan, slices, ready, &mut stopped)?;
                 if trouble.is_some() {
                     break;
                 }
@@ -696,7 +705,14 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn build_one(sink: &dyn Sink, output: u32, name: &str, spec: &OutputSpec, list: Vec<super::SliceRef>, slices: &Slices) -> Result<Ready, Trouble> {
+fn build_one(
+    sink: &dyn Sink,
+    output: u32,
+    name: &str,
+    spec: &OutputSpec,
+    list: Vec<super::SliceRef>,
+    slices: &Slices,
+) -> Result<Ready, Trouble> {
     let mut staged = sink.stage(name)?;
     let built: Built = match build(spec, list, &slices.mapped, &[], &mut StagedWriter(&mut *staged)) {
         Ok(b) => b,

@@ -10,6 +10,7 @@ pub mod msgpack;
 pub mod strings;
 pub mod table;
 pub mod time;
+pub mod validate;
 
 /// What is done with arrays and maps that stand where a cell is expected (`ingest.nested`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -15,6 +15,7 @@
 
 mod admit;
 mod conn;
+pub mod engine;
 mod errors;
 mod ops;
 mod routes;

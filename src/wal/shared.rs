@@ -183,6 +183,14 @@ impl Shared {
             "a watermark went back from {before:?} to {now:?}"
         );
         drop(w);
+        let m = &self.metrics;
+        m.wal_appended_sequence.set(now.appended as f64);
+        m.wal_durable_sequence.set(now.durable as f64);
+        if now.sealed != before.sealed || now.shipped != before.shipped || now.released != before.released {
+            m.wal_sealed_sequence.set(now.sealed as f64);
+            m.wal_shipped_sequence.set(now.shipped as f64);
+            m.wal_released_sequence.set(now.released as f64);
+        }
         self.watermarks_changed.notify_all();
         if now.sealed != before.sealed || now.shipped != before.shipped {
             self.progress.notify_waiters();

@@ -1,0 +1,462 @@
+//! `arc serve`: the server.
+//!
+//! Exit codes beyond the common ones: 3 the log needs a decision (forked, files missing, `wal.on_damage = "refuse"`), 75 the log is
+//! locked by another process.
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{EXIT_FAILURE, EXIT_IO, Global, print};
+use crate::catalog::Catalog;
+use crate::clock::{SharedClock, SystemClock};
+use crate::compact::Layout;
+use crate::compact::control::{Control, Shipped};
+use crate::compact::plan::{Bounds as PlanBounds, PlanSettings};
+use crate::compact::worker::{Compactor, Settings as CompactSettings};
+use crate::config::{self, Config};
+use crate::decode::Nested;
+use crate::decode::table::Bounds;
+use crate::format::manifest::PlanWriter;
+use crate::format::payload::PayloadView;
+use crate::http::engine::{Engine, Running, WriteSettings};
+use crate::http::{App, Settings as HttpSettings, serve};
+use crate::idempotency::Keys;
+use crate::limits::BLOCK;
+use crate::metrics::Metrics;
+use crate::sink::{LocalSink, Sink};
+use crate::vfs::{Engine as IoEngine, OsVfs, SyncMode, Vfs};
+use crate::wal::prealloc::Preallocator;
+use crate::wal::recover::{OpenError, open};
+use crate::wal::shared::LogSettings;
+use crate::wal::{Appender, Shared};
+
+/// The log needs a decision by a person.
+pub const EXIT_DECISION: u8 = 3;
+/// The log is open in another process.
+pub const EXIT_LOCKED: u8 = 75;
+
+/// How long a first look at a row group's columns may grow in memory, in bytes.
+const ROW_GROUP_BYTES: usize = 128 << 20;
+
+pub fn run(global: &Global) -> ExitCode {
+    let (config, origins, warnings) = match global.load() {
+        Ok(x) => x,
+        Err(e) => return global.refuse(&e),
+    };
+    init_logging(&config, global);
+    for w in &warnings {
+        tracing::warn!("{w}");
+    }
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().thread_name("arc-http").build() {
+        Ok(r) => r,
+        Err(e) => {
+            global.error(format!("starting the runtime: {e}"));
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    let code = runtime.block_on(main(global, config, origins.file.as_deref()));
+    // A build that is under way may take longer than the deadline: every step of it can be repeated.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
+
+fn init_logging(config: &Config, global: &Global) {
+    use tracing_subscriber::EnvFilter;
+    let filter = config.log_filter.clone().unwrap_or_else(|| config.log.level.to_string());
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let text = match config.log.format {
+        config::LogFormat::Auto => std::io::stderr().is_terminal(),
+        config::LogFormat::Text => true,
+        config::LogFormat::Json => false,
+    };
+    let b = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails only when a subscriber is set already, in tests.
+    let _ = if text { b.with_ansi(global.color.on_stderr()).try_init() } else { b.json().flatten_event(true).try_init() };
+}
+
+/// The machines of an open log.
+struct Machines {
+    shared: Arc<Shared>,
+    control: Arc<Control>,
+    prealloc: Arc<Preallocator>,
+    committer: JoinHandle<()>,
+    compactor: JoinHandle<()>,
+    _lock: Box<dyn std::any::Any + Send + Sync>,
+}
+
+enum Failed {
+    Open(OpenError),
+    Other(String),
+}
+
+async fn main(global: &Global, config: Config, file: Option<&Path>) -> u8 {
+    let clock = SystemClock::shared();
+    let metrics = Metrics::new();
+    let listener = match tokio::net::TcpListener::bind((config.server.host.as_str(), config.server.port)).await {
+        Ok(l) => l,
+        Err(e) => {
+            global.error(format!(
+                "cannot listen on {}:{}: {e}; choose another server.host or server.port, or stop what uses it",
+                config.server.host, config.server.port
+            ));
+            return EXIT_FAILURE;
+        }
+    };
+    let address = match listener.local_addr() {
+        Ok(a) => a,
+        Err(e) => {
+            global.error(format!("listening socket: {e}"));
+            return EXIT_FAILURE;
+        }
+    };
+    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(t), Ok(i)) => (t, i),
+        (Err(e), _) | (_, Err(e)) => {
+            global.error(format!("signals: {e}"));
+            return EXIT_FAILURE;
+        }
+    };
+    let _ = print(&banner(&config, address, file));
+    let engine = Engine::new(write_settings(&config), clock.clone(), Arc::clone(&metrics));
+    let app = App::new(Arc::clone(&engine), Arc::clone(&metrics), http_settings(&config));
+    let (stop_http, stopped) = tokio::sync::oneshot::channel::<()>();
+    let http = tokio::spawn(serve(listener, app, async move {
+        let _ = stopped.await;
+    }));
+
+    let opening = {
+        let (config, engine, metrics, clock) = (config.clone(), Arc::clone(&engine), Arc::clone(&metrics), clock.clone());
+        tokio::task::spawn_blocking(move || start(&config, &engine, metrics, clock))
+    };
+    let opened = tokio::select! {
+        r = opening => r,
+        _ = term.recv() => return 0,
+        _ = int.recv() => return 0,
+    };
+    let machines = match opened {
+        Ok(Ok(m)) => m,
+        Ok(Err(Failed::Open(e))) => {
+            global.error(&e);
+            return match e {
+                OpenError::Locked(_) => EXIT_LOCKED,
+                OpenError::Refused(_) => EXIT_DECISION,
+                OpenError::Io { .. } => EXIT_IO,
+            };
+        }
+        Ok(Err(Failed::Other(e))) => {
+            global.error(e);
+            return EXIT_IO;
+        }
+        Err(e) => {
+            global.error(format!("recovery ended by a panic: {e}"));
+            return EXIT_FAILURE;
+        }
+    };
+    tracing::info!(log = %machines.shared.log, address = %address, durable = machines.shared.watermarks().durable, "ready");
+
+    let why = watch(&machines, &config, &mut term, &mut int).await;
+    match why {
+        Ended::Signal => {}
+        Ended::Poisoned => {
+            global.error("a sync of the log failed: every acknowledged row is on disk; check the disk and restart");
+            return EXIT_IO;
+        }
+        Ended::Forked(e) => {
+            global.error(e);
+            return EXIT_DECISION;
+        }
+        Ended::Thread(name) => {
+            global.error(format!("the {name} thread ended by itself, which is a bug: every acknowledged row is on disk; restart"));
+            return EXIT_FAILURE;
+        }
+    }
+    let again = async {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+    };
+    tokio::select! {
+        code = shut_down(&config, machines, stop_http, http) => code,
+        () = again => {
+            tracing::warn!("second signal: ending at once; what is acknowledged is in the log");
+            EXIT_FAILURE
+        }
+    }
+}
+
+enum Ended {
+    Signal,
+    Poisoned,
+    Forked(String),
+    Thread(&'static str),
+}
+
+async fn watch(m: &Machines, config: &Config, term: &mut tokio::signal::unix::Signal, int: &mut tokio::signal::unix::Signal) -> Ended {
+    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    let mut poisoned_at: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ended::Signal,
+            _ = int.recv() => return Ended::Signal,
+            _ = tick.tick() => {}
+        }
+        let (bytes, age) = m.shared.backlog();
+        m.shared.metrics.wal_backlog_bytes.set(bytes as f64);
+        m.shared.metrics.wal_backlog_age_seconds.set(age.map_or(0.0, |a| a.as_secs_f64()));
+        if let Some(why) = m.control.forked() {
+            return Ended::Forked(why);
+        }
+        if m.shared.is_poisoned() {
+            let at = *poisoned_at.get_or_insert_with(Instant::now);
+            if at.elapsed() >= config.wal.poison_exit_after {
+                return Ended::Poisoned;
+            }
+        } else if m.committer.is_finished() {
+            return Ended::Thread("committer");
+        } else if m.compactor.is_finished() {
+            return Ended::Thread("compactor");
+        }
+    }
+}
+
+/// Stops accepting, finishes what has come, ships what the deadline allows, seals. What is not shipped stays in the log.
+async fn shut_down(
+    config: &Config,
+    m: Machines,
+    stop_http: tokio::sync::oneshot::Sender<()>,
+    http: tokio::task::JoinHandle<crate::http::Served>,
+) -> u8 {
+    let deadline = tokio::time::Instant::now() + config.server.shutdown_timeout;
+    tracing::info!("stopping: no new requests, finishing what has come");
+    m.shared.stop();
+    let _ = stop_http.send(());
+    let _ = tokio::time::timeout_at(deadline, http).await;
+    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+    if !m.control.is_paused() && !m.shared.is_poisoned() && !left.is_zero() {
+        // A second is kept for the end.
+        match m.control.flush(left.saturating_sub(Duration::from_secs(1)).max(Duration::from_millis(100))).await {
+            Shipped::Done { files, rows, .. } => tracing::info!(files, rows, "everything acknowledged is in Parquet"),
+            Shipped::TimedOut { through, target } => {
+                tracing::info!(through, target, "the deadline is near: the log keeps the rest for the next start")
+            }
+        }
+    }
+    m.control.stop();
+    m.prealloc.stop();
+    m.shared.close_queue();
+    let poisoned = m.shared.is_poisoned();
+    let (committer, compactor) = (m.committer, m.compactor);
+    while !(committer.is_finished() && compactor.is_finished()) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    if poisoned { EXIT_IO } else { 0 }
+}
+
+fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: SharedClock) -> Result<Machines, Failed> {
+    let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
+    let catalog = Catalog::new(config.ingest.max_columns, config.ingest.max_tables);
+    let keys = Keys::new(config.ingest.idempotency_window, config.ingest.idempotency_max_keys, clock.clone());
+    let mut fold_error = None;
+    let mut last_line = Instant::now();
+    let opened = {
+        // The checkpoint is folded in after the log: definitions are idempotent, and keys are put in order below.
+        let mut log_keys = Vec::new();
+        let opened = open(
+            &vfs,
+            log_settings(config),
+            clock.clone(),
+            Arc::clone(&metrics),
+            &mut |v| match PayloadView::parse(v.payload) {
+                Ok(p) => {
+                    if let Some(k) = p.index.key {
+                        log_keys.push((v.header.sequence, k));
+                    }
+                    if let Err(e) = catalog.fold(v.header.sequence, &p) {
+                        fold_error.get_or_insert(format!("record {} of segment {}: {e}", v.header.sequence, v.segment));
+                    }
+                }
+                Err(e) => {
+                    fold_error.get_or_insert(format!("record {} of segment {}: {e}", v.header.sequence, v.segment));
+                }
+            },
+            &mut |p| {
+                engine.recovering(p);
+                if last_line.elapsed() > Duration::from_secs(2) {
+                    last_line = Instant::now();
+                    tracing::info!(bytes_done = p.bytes_done, bytes_total = p.bytes_total, "recovering");
+                }
+            },
+        )
+        .map_err(Failed::Open)?;
+        let state = &opened.manifest.state;
+        let checkpoint = &opened.report.state;
+        catalog.restore(state.tables.values()).map_err(Failed::Other)?;
+        keys.resume(state.running_ms);
+        for (s, k) in &checkpoint.keys {
+            keys.restore(*s, *k);
+        }
+        let through = checkpoint.keys.last().map_or(0, |(s, _)| *s);
+        for (s, k) in log_keys.into_iter().filter(|(s, _)| *s > through) {
+            keys.restore(s, k);
+        }
+        opened
+    };
+    if let Some(e) = fold_error {
+        // A record that passes its CRC and cannot be read is a bug: the compactor will set it aside.
+        tracing::error!(error = %e, "a record cannot be read");
+    }
+    let sink: Arc<dyn Sink> = Arc::new(
+        LocalSink::open(&config.storage.local_path, opened.shared.log).map_err(|e| Failed::Other(format!("storage.local_path: {e}")))?,
+    );
+    match sink.sweep() {
+        Ok(s) if s.removed > 0 => tracing::info!(removed = s.removed, "removed files that an earlier run had not finished"),
+        Ok(_) => {}
+        Err(e) => tracing::warn!(error = %e, "looking for unfinished files"),
+    }
+    let shared = opened.shared;
+    let control = Control::new(Arc::clone(&shared), config.compaction.paused);
+    let compactor = Compactor::new(
+        Arc::clone(&shared),
+        Arc::clone(&control),
+        Arc::clone(&vfs),
+        sink,
+        opened.manifest,
+        Arc::clone(&catalog),
+        Arc::clone(&keys),
+        Arc::clone(&opened.prealloc),
+        compact_settings(config),
+    );
+    let committer = opened.committer;
+    let prealloc = Arc::clone(&opened.prealloc);
+    let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.into()).spawn(f).map_err(|e| Failed::Other(format!("starting thread {name}: {e}")))
+    };
+    {
+        let p = Arc::clone(&prealloc);
+        spawn("arc-prealloc", Box::new(move || p.run()))?;
+    }
+    let committer = spawn("arc-commit", Box::new(move || committer.run()))?;
+    let compactor = spawn(
+        "arc-compact",
+        Box::new(move || {
+            // Acknowledgements come first: building waits for them, back-pressure for the building.
+            let _ = rustix::process::nice(5);
+            compactor.run();
+        }),
+    )?;
+    engine.start(Running {
+        shared: Arc::clone(&shared),
+        appender: Appender::new(Arc::clone(&shared)),
+        catalog,
+        keys,
+        control: Arc::clone(&control),
+    });
+    Ok(Machines { shared, control, prealloc, committer, compactor, _lock: opened.lock })
+}
+
+fn banner(config: &Config, address: SocketAddr, file: Option<&Path>) -> String {
+    let file = file.map_or("defaults (no arc.toml found)".to_owned(), |f| f.display().to_string());
+    let sync = match config.wal.sync_mode {
+        config::SyncMode::Fdatasync => "fdatasync",
+        config::SyncMode::Fsync => "fsync",
+        config::SyncMode::UnsafeNone => "NOTHING (wal.sync_mode = \"unsafe-none\": a crash of the machine loses acknowledged rows)",
+    };
+    format!(
+        "arc {version}\n  listening   http://{address}\n  log         {log}\n  lake        {lake}\n  config      {file}\n  \
+         204 means   the rows are in the log and {sync} has returned; they reach Parquet exactly once\n",
+        version = env!("CARGO_PKG_VERSION"),
+        log = config.wal.directory.display(),
+        lake = config.storage.local_path.display(),
+    )
+}
+
+fn nested(config: &Config) -> Nested {
+    match config.ingest.nested {
+        config::Nested::Json => Nested::Json,
+        config::Nested::Reject => Nested::Reject,
+    }
+}
+
+fn write_settings(config: &Config) -> WriteSettings {
+    WriteSettings {
+        max_payload_size: config.server.max_payload_size as usize,
+        max_inflated_size: config.ingest.max_inflated_size as usize,
+        max_record_size: config.ingest.max_record_size as usize,
+        bounds: Bounds {
+            max_columns: config.ingest.max_columns,
+            max_tables: config.ingest.max_tables,
+            max_partitions: config.ingest.max_partitions,
+            max_bytes: config.ingest.max_record_size as usize,
+        },
+        nested: nested(config),
+        hive_names: config.storage.layout == config::Layout::Hive,
+    }
+}
+
+fn http_settings(config: &Config) -> HttpSettings {
+    HttpSettings {
+        max_payload_size: config.server.max_payload_size as usize,
+        max_in_flight: config.ingest.max_in_flight as usize,
+        header_timeout: config.server.header_timeout,
+        read_timeout: config.server.read_timeout,
+        idle_timeout: config.server.idle_timeout,
+        shutdown_timeout: config.server.shutdown_timeout,
+        max_connections: config.server.max_connections,
+        ..HttpSettings::default()
+    }
+}
+
+fn log_settings(config: &Config) -> LogSettings {
+    LogSettings {
+        directory: config.wal.directory.clone(),
+        segment_data: config.wal.segment_size.next_multiple_of(BLOCK as u64),
+        max_size: config.wal.max_size,
+        reserve: config.wal.reserve,
+        pool: config.wal.pool,
+        engine: match config.wal.io {
+            config::WalIo::Auto | config::WalIo::Pwrite => IoEngine::Pwrite,
+            config::WalIo::Mmap => IoEngine::Mmap,
+        },
+        sync: match config.wal.sync_mode {
+            config::SyncMode::Fdatasync => SyncMode::Data,
+            config::SyncMode::Fsync => SyncMode::Full,
+            config::SyncMode::UnsafeNone => SyncMode::UnsafeNone,
+        },
+        queue_timeout: config.wal.queue_timeout,
+        mark_delay: config.wal.mark_delay,
+        queue_bytes: config.ingest.max_in_flight as usize,
+        set_aside_damage: config.wal.on_damage == config::OnDamage::SetAside,
+    }
+}
+
+fn compact_settings(config: &Config) -> CompactSettings {
+    let c = &config.compaction;
+    let layout = match config.storage.layout {
+        config::Layout::Hive => Layout::Hive,
+        config::Layout::Arc => Layout::Arc,
+    };
+    let workers = if c.workers == 0 { std::thread::available_parallelism().map_or(2, usize::from) } else { c.workers };
+    CompactSettings {
+        trigger_size: c.trigger_size,
+        max_delay: c.max_delay,
+        plan: PlanSettings {
+            bounds: PlanBounds { bytes: c.trigger_size, rows: c.max_rows, outputs: c.max_outputs },
+            writer: PlanWriter {
+                version: env!("CARGO_PKG_VERSION").into(),
+                compression: c.compression.to_string(),
+                level: c.level,
+                row_group_rows: c.row_group_rows as u64,
+                layout: config.storage.layout.to_string(),
+            },
+            layout,
+        },
+        workers,
+        row_group_bytes: ROW_GROUP_BYTES,
+    }
+}

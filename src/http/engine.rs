@@ -1,0 +1,307 @@
+//! The backend of the server: decodes, validates, appends, waits for the sync; and says how the log is doing.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Backend, FlushOutcome, Readiness, WriteOutcome, WriteRequest};
+use crate::catalog::Catalog;
+use crate::clock::SharedClock;
+use crate::compact::control::{Control, Shipped};
+use crate::decode::msgpack::{DecodeOptions, decode};
+use crate::decode::table::Bounds;
+use crate::decode::validate::admit;
+use crate::decode::{Nested, compression};
+use crate::error::{Reason, RequestError};
+use crate::idempotency::{Begin, Keys, body_hash, key_id};
+use crate::metrics::Metrics;
+use crate::types::{ColumnType, TimeUnit};
+use crate::wal::recover::Progress;
+use crate::wal::shared::{Blocked, lock};
+use crate::wal::{AppendError, Appender, Completion, Shared};
+
+/// Bodies above this are decoded where they do not hold up other requests.
+const LARGE_BODY: usize = 256 << 10;
+
+/// Limits and rules of writes.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteSettings {
+    pub max_payload_size: usize,
+    pub max_inflated_size: usize,
+    pub max_record_size: usize,
+    pub bounds: Bounds,
+    pub nested: Nested,
+    pub hive_names: bool,
+}
+
+/// What exists once the log is open.
+#[derive(Debug)]
+pub struct Running {
+    pub shared: Arc<Shared>,
+    pub appender: Appender,
+    pub catalog: Arc<Catalog>,
+    pub keys: Arc<Keys>,
+    pub control: Arc<Control>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Engine {
+    settings: WriteSettings,
+    clock: SharedClock,
+    metrics: Arc<Metrics>,
+    running: OnceLock<Running>,
+    recovery: Mutex<Option<Progress>>,
+}
+
+impl Engine {
+    /// An engine that answers 503 `recovering` until [`Self::start`].
+    pub fn new(settings: WriteSettings, clock: SharedClock, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { settings, clock, metrics, running: OnceLock::new(), recovery: Mutex::default() })
+    }
+
+    /// How far recovery has come, for `/ready`.
+    pub fn recovering(&self, p: Progress) {
+        *lock(&self.recovery) = Some(p);
+    }
+
+    /// The log is open: requests are taken from here on.
+    pub fn start(&self, running: Running) {
+        let _ = self.running.set(running);
+    }
+
+    pub fn running(&self) -> Option<&Running> {
+        self.running.get()
+    }
+
+    fn open(&self) -> Result<&Running, RequestError> {
+        self.running
+            .get()
+            .ok_or_else(|| RequestError::unavailable(Reason::Recovering, "the log is being recovered; see /ready for progress"))
+    }
+
+    async fn write(&self, request: WriteRequest) -> Result<WriteOutcome, RequestError> {
+        let r = self.open()?;
+        let delay = r.shared.admit()?;
+        let started = self.clock.monotonic();
+        let s = &self.settings;
+        let large = request.body.len() > LARGE_BODY;
+        let body = request.body;
+        let body = aside(large, move || compression::inflate(body, s.max_payload_size, s.max_inflated_size))?;
+        let claim = match &request.idempotency_key {
+            None => None,
+            Some(key) => {
+                let unit = request.time_unit.map_or("", unit_name);
+                let hash = aside(large, || body_hash("msgpack", unit, &body));
+                match r.keys.begin(key_id(&request.database, key), hash).await {
+                    Begin::First(claim) => Some(claim),
+                    Begin::Stored { sequence, .. } => {
+                        self.metrics.ingest_replayed_keys_total.increment(1);
+                        return Ok(WriteOutcome { sequence: Some(sequence), replayed: true });
+                    }
+                    Begin::OtherBody => {
+                        return Err(RequestError::KeyReused(format!(
+                            "the Idempotency-Key '{key}' was used with another body: expected the same bytes, route and time unit; use a new key for new rows"
+                        )));
+                    }
+                    Begin::Unavailable(reason) => {
+                        return Err(RequestError::unavailable(
+                            reason,
+                            "the first request with this Idempotency-Key was refused; send again later",
+                        ));
+                    }
+                }
+            }
+        };
+        let receive_time_us = self.clock.wall_us();
+        let options =
+            DecodeOptions { receive_time_us, time_unit: request.time_unit, nested: s.nested, hive_names: s.hive_names, bounds: s.bounds };
+        let decoded = aside(body.len() > LARGE_BODY, || decode(&body, &options))?;
+        drop(body);
+        self.metrics.ingest_invalid_utf8_total.increment(decoded.invalid_utf8);
+        if decoded.tables.is_empty() {
+            return Ok(WriteOutcome { sequence: None, replayed: false });
+        }
+        let entry = claim.as_ref().map(|c| c.entry);
+        let admitted = admit(&r.catalog, &request.database, decoded, entry, receive_time_us, s.max_record_size).await?;
+        self.metrics.ingest_decode_seconds.record(self.clock.monotonic().saturating_sub(started).as_secs_f64());
+        let (reservation, rows) = (admitted.reservation, admitted.rows);
+        let completion: Option<Completion> = if reservation.is_empty() && claim.is_none() {
+            None
+        } else {
+            Some(Box::new(move |outcome| match outcome {
+                Ok(sequence) => {
+                    reservation.settle(sequence);
+                    if let Some(c) = claim {
+                        c.stored(sequence);
+                    }
+                }
+                Err(e) => {
+                    drop(reservation);
+                    if let Some(c) = claim {
+                        c.unavailable(match e {
+                            AppendError::NotStored(reason) => reason,
+                            AppendError::UnknownOutcome => Reason::UnknownOutcome,
+                        });
+                    }
+                }
+            }))
+        };
+        let sequence = r.appender.append(admitted.record, completion).await.map_err(AppendError::to_request_error)?;
+        self.metrics.ingest_rows_total.increment(rows);
+        self.metrics.ingest_batches_total.increment(1);
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        Ok(WriteOutcome { sequence: Some(sequence), replayed: false })
+    }
+}
+
+/// Runs `f` here, or where it may take its time.
+fn aside<T>(large: bool, f: impl FnOnce() -> T) -> T {
+    let many = tokio::runtime::Handle::try_current().is_ok_and(|h| h.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread);
+    if large && many { tokio::task::block_in_place(f) } else { f() }
+}
+
+fn unit_name(u: TimeUnit) -> &'static str {
+    match u {
+        TimeUnit::Seconds => "s",
+        TimeUnit::Millis => "ms",
+        TimeUnit::Micros => "us",
+        TimeUnit::Nanos => "ns",
+    }
+}
+
+impl Backend for Engine {
+    fn before_body(&self) -> Result<(), RequestError> {
+        self.open()?.shared.admit().map(|_| ())
+    }
+
+    async fn write_msgpack(&self, request: WriteRequest) -> Result<WriteOutcome, RequestError> {
+        self.write(request).await
+    }
+
+    async fn flush(&self, timeout: Duration) -> FlushOutcome {
+        let r = match self.open() {
+            Ok(r) => r,
+            Err(e) => return FlushOutcome::Failed(e),
+        };
+        if let Some(why) = r.control.forked() {
+            return FlushOutcome::Failed(RequestError::unavailable(Reason::Poisoned, why));
+        }
+        if r.shared.is_poisoned() {
+            return FlushOutcome::Failed(RequestError::unavailable(
+                Reason::Poisoned,
+                "a sync of the log failed; the server must be restarted",
+            ));
+        }
+        if r.control.is_paused() {
+            let w = r.shared.watermarks();
+            if w.shipped < w.durable {
+                return FlushOutcome::Failed(RequestError::unavailable(Reason::Paused, "compaction.paused is set: nothing is shipped"));
+            }
+        }
+        match r.control.flush(timeout).await {
+            Shipped::Done { files, rows, through } => FlushOutcome::Done { files, rows, through_seq: through },
+            Shipped::TimedOut { through, target } => FlushOutcome::TimedOut { through_seq: through, target_seq: target },
+        }
+    }
+
+    fn status(&self) -> Value {
+        let version = env!("CARGO_PKG_VERSION");
+        let Some(r) = self.running.get() else {
+            return json!({"version": version, "state": "recovering", "progress": self.readiness().progress});
+        };
+        let w = r.shared.watermarks();
+        let (bytes, age) = r.shared.backlog();
+        let (active, sealed, spare, pool) = {
+            let s = lock(&r.shared.segments);
+            (usize::from(s.active.is_some()), s.sealed.len(), s.spare.0, s.pool.0)
+        };
+        let tables: Vec<Value> = r
+            .catalog
+            .entries()
+            .iter()
+            .map(|t| {
+                let columns: Vec<Value> = t
+                    .columns
+                    .iter()
+                    .map(|c| {
+                        let ty = ColumnType::from_u8(c.ty).map_or("unknown", ColumnType::name);
+                        json!({"name": c.name, "type": ty, "tag": c.tag})
+                    })
+                    .collect();
+                let widened: Vec<&str> = t.columns.iter().filter(|c| c.widened.is_some()).map(|c| c.name.as_str()).collect();
+                json!({"database": t.database, "table": t.table, "columns": columns, "widened": widened})
+            })
+            .collect();
+        let (done, open) = r.control.plans();
+        let (records, quarantined) = r.control.quarantined();
+        json!({
+            "version": version,
+            "log_uuid": r.shared.log.to_string(),
+            "watermarks": {
+                "appended": w.appended, "durable": w.durable, "sealed": w.sealed, "shipped": w.shipped, "released": w.released,
+            },
+            "segments": {"active": active, "sealed": sealed, "spare": spare, "pool": pool},
+            "backlog": {"bytes": bytes, "oldest_seconds": age.map_or(0.0, |a| a.as_secs_f64())},
+            "plans": {"shipped": done, "open": open},
+            "tables": tables,
+            "quarantine": {"records": records, "bytes": quarantined},
+            "keys": r.keys.len(),
+            "last_error": r.shared.last_error(),
+            "poisoned": r.shared.is_poisoned(),
+            "forked": r.control.forked(),
+            "paused": r.control.is_paused(),
+        })
+    }
+
+    fn readiness(&self) -> Readiness {
+        let Some(r) = self.running.get() else {
+            let progress = (*lock(&self.recovery)).map(|p| json!({"bytes_done": p.bytes_done, "bytes_total": p.bytes_total}));
+            return Readiness { ready: false, reason: Some(Reason::Recovering.word().into()), progress };
+        };
+        let w = r.shared.watermarks();
+        let progress = Some(json!({"durable": w.durable, "shipped": w.shipped, "blocked": r.shared.blocked() != Blocked::No}));
+        if let Some(why) = r.control.forked() {
+            return Readiness { ready: false, reason: Some(format!("forked: {why}")), progress };
+        }
+        match r.shared.admit() {
+            Ok(_) => Readiness { ready: true, reason: None, progress },
+            Err(RequestError::Unavailable { reason, .. }) => Readiness { ready: false, reason: Some(reason.word().into()), progress },
+            Err(e) => Readiness { ready: false, reason: Some(e.message().to_owned()), progress },
+        }
+    }
+
+    fn spec(&self) -> Value {
+        let s = &self.settings;
+        json!({
+            "format": "MessagePack",
+            "shapes": {
+                "columnar": {"m": "table", "columns": {"time": ["integers"], "name": ["values"]}},
+                "row": {"m": "table", "t": "time", "h": "host, optional", "fields": {"name": "value"}, "tags": {"name": "value"}},
+                "batch": {"batch": ["columnar or row items"]},
+                "array": ["columnar or row items"],
+            },
+            "time": "by magnitude: < 1e10 s, < 1e13 ms, < 1e16 us, else ns; header x-arc-time-unit: s|ms|us|ns overrides",
+            "compression": ["gzip", "zstd"],
+            "headers": ["x-arc-database", "x-arc-time-unit", "Idempotency-Key"],
+            "success": 204,
+            "limits": {
+                "max_payload_size": s.max_payload_size, "max_inflated_size": s.max_inflated_size, "max_record_size": s.max_record_size,
+                "max_columns": s.bounds.max_columns, "max_tables": s.bounds.max_tables, "max_partitions": s.bounds.max_partitions,
+            },
+        })
+    }
+
+    fn stats(&self) -> Value {
+        let Some(r) = self.running.get() else { return json!({"state": "recovering"}) };
+        let w = r.shared.watermarks();
+        let (bytes, _) = r.shared.backlog();
+        json!({
+            "requests_durable": w.durable, "requests_shipped": w.shipped, "backlog_bytes": bytes, "keys": r.keys.len(),
+            "key_evictions": r.keys.early_evictions(),
+        })
+    }
+}
