@@ -582,17 +582,45 @@ fn long_strings_end_row_groups_by_bytes() {
 }
 
 #[test]
-fn statistics_hold_for_nan_and_zeros() {
+fn bounds_hold_for_zeros_of_either_sign_and_are_left_out_where_nan_is() {
     let mut log = Log::default();
-    let v = vec![f64::NAN, 0.0, -0.0, f64::NAN];
-    let s = log.one(0, vec![0, 1, 2, 3], vec![col("f", Values::Float64(v)), col("n", Values::Float64(vec![f64::NAN; 4]))]);
-    let (_, file) = run(&spec(0, &[("f", Float64), ("n", Float64)]), &[s], &log);
+    let columns = vec![
+        col("some", Values::Float64(vec![f64::NAN, 1.0, 2.0])),
+        col("zeros", Values::Float64(vec![0.0, -0.0, 0.0])),
+        nullable("null", Values::Float64(vec![f64::NAN, 1.0, 2.0]), &[false, true, true]),
+    ];
+    let s = log.one(0, vec![0, 1, 2], columns);
+    for codec in ALL {
+        let mut spec = spec(0, &[("some", Float64), ("zeros", Float64), ("null", Float64)]);
+        spec.settings.compression = codec;
+        let (_, file) = run(&spec, &[s], &log);
+        let m = metadata(&file);
+        let of = |i: usize| match m.metadata().row_group(0).column(i).statistics() {
+            Some(Statistics::Double(s)) => (s.min_opt().copied(), s.max_opt().copied(), s.null_count_opt()),
+            other => panic!("{other:?}"),
+        };
+        let (some, zeros) = (of(2), of(3));
+        assert_eq!(some, (None, None, Some(0)), "{codec:?}");
+        assert!(zeros.0.unwrap().is_sign_negative() && zeros.1.unwrap().is_sign_positive(), "{codec:?}");
+        assert_eq!(of(1).2, Some(1));
+        assert!(floats(&read(&file), "some")[0].unwrap().is_nan());
+    }
+}
+
+#[test]
+fn doubles_whose_bytes_compress_better_apart_are_split() {
+    let mut log = Log::default();
+    let v: Vec<f64> = (0..300_000).map(|i| 50.0 + f64::from(i % 977) * 1.1 + f64::from(i) / 7.0).collect();
+    let valid: Vec<bool> = (0..300_000).map(|i| i % 10 != 3).collect();
+    let s =
+        log.one(0, (0..300_000).collect(), vec![col("f", Values::Float64(v.clone())), nullable("g", Values::Float64(v.clone()), &valid)]);
+    let (_, file) = run(&spec(0, &[("f", Float64), ("g", Float64)]), &[s], &log);
     let m = metadata(&file);
-    let Some(Statistics::Double(f)) = m.metadata().row_group(0).column(1).statistics() else { panic!("no statistics") };
-    assert!(f.min_opt().unwrap().is_sign_negative() && f.max_opt().unwrap().is_sign_positive());
-    let Some(Statistics::Double(n)) = m.metadata().row_group(0).column(2).statistics() else { panic!("no statistics") };
-    assert!(n.min_opt().is_none() && n.max_opt().is_none());
-    assert!(floats(&read(&file), "f")[0].unwrap().is_nan());
+    let split = |i: usize| m.metadata().row_group(0).column(i).encodings().any(|e| e == Encoding::BYTE_STREAM_SPLIT);
+    assert!(split(1) && split(2));
+    let b = read(&file);
+    assert_eq!(floats(&b, "f"), v.iter().copied().map(Some).collect::<Vec<_>>());
+    assert_eq!(floats(&b, "g"), v.iter().zip(&valid).map(|(v, ok)| ok.then_some(*v)).collect::<Vec<_>>());
 }
 
 #[test]
