@@ -657,3 +657,80 @@ fn a_write_that_fails_is_an_io_error_with_its_number() {
         assert!(matches!(e, BuildError::Io(e) if e.raw_os_error() == Some(28)), "room for {room}");
     }
 }
+
+/// Rows as a reader that knows nothing of columns would keep them.
+type Row = (i64, u64, usize, Vec<Option<String>>);
+
+#[test]
+fn random_slices_equal_a_plain_model() {
+    let mut x = 7u64;
+    let mut below = move |n: u64| {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (x >> 33) % n
+    };
+    let schema = [("b", Bool), ("f", Float64), ("i", Int64), ("s", Utf8), ("w", Float64)];
+    for round in 0..60 {
+        let mut log = Log::default();
+        let (mut slices, mut model): (Vec<SliceRef>, Vec<Row>) = (Vec::new(), Vec::new());
+        let spread = [25, 50, HOUR_US as u64 * 2][round % 3];
+        for sequence in 1..=1 + below(12) {
+            let n = 1 + below(90) as usize;
+            let time: Vec<i64> = (0..n).map(|_| HOUR_US - 20 + below(spread) as i64).collect();
+            let mut rows: Vec<Vec<Option<String>>> = vec![vec![None; schema.len()]; n];
+            let mut columns = Vec::new();
+            for (k, (name, ty)) in schema.iter().enumerate() {
+                if below(4) == 0 {
+                    continue;
+                }
+                let with_nulls = below(2) == 0;
+                let valid: Vec<bool> = (0..n).map(|_| !with_nulls || below(3) > 0).collect();
+                let numbers: Vec<i64> = (0..n).map(|_| below(40) as i64 - 20).collect();
+                let shown: Vec<String> = match ty {
+                    Bool => numbers.iter().map(|v| (v % 2 == 0).to_string()).collect(),
+                    Utf8 => numbers.iter().map(|v| "é".repeat((v + 20) as usize)).collect(),
+                    _ => numbers.iter().map(i64::to_string).collect(),
+                };
+                let values = match (ty, *name) {
+                    (Bool, _) => {
+                        let mut b = Bits::default();
+                        numbers.iter().for_each(|v| b.push(v % 2 == 0));
+                        Values::Bool(b)
+                    }
+                    (Int64, _) | (_, "w") if *ty == Int64 || below(2) == 0 => Values::Int64(numbers.clone()),
+                    (Float64, _) => Values::Float64(numbers.iter().map(|v| *v as f64).collect()),
+                    _ if below(2) == 0 => {
+                        let all: Vec<String> = (0..40).map(|v| "é".repeat(v)).collect();
+                        let dictionary = strings(&all.iter().map(String::as_str).collect::<Vec<_>>());
+                        Values::Utf8Dict { codes: numbers.iter().map(|v| (v + 20) as u16).collect(), dictionary }
+                    }
+                    _ => Values::Utf8(strings(&shown.iter().map(String::as_str).collect::<Vec<_>>())),
+                };
+                for (r, row) in rows.iter_mut().enumerate() {
+                    row[k] = valid[r].then(|| shown[r].clone());
+                }
+                columns.push(if with_nulls { nullable(name, values, &valid) } else { col(name, values) });
+            }
+            for (r, row) in rows.into_iter().enumerate().filter(|(r, _)| hour_of(time[*r]) == 1) {
+                model.push((time[r], sequence, r, row));
+            }
+            slices.extend(log.push(1, vec![TableBatch { table: "cpu".into(), time, columns }]));
+        }
+        model.sort_by_key(|r| (r.0, r.1, r.2));
+        for codec in [Codecs::None, Codecs::Zstd(3), Codecs::Lz4] {
+            let mut spec = spec(1, &schema);
+            spec.settings.compression = codec;
+            let (built, file) = run(&spec, &slices, &log);
+            assert_eq!((built.rows, built.set_aside.len()), (model.len() as u64, 0));
+            let b = read(&file);
+            let show = |v: Vec<Option<f64>>| v.into_iter().map(|v| v.map(|v| v.to_string())).collect::<Vec<_>>();
+            let bools = b.column_by_name("b").unwrap().as_boolean().iter().map(|v| v.map(|v| v.to_string())).collect();
+            let ints = ints(&b, "i").into_iter().map(|v| v.map(|v| v.to_string())).collect();
+            let columns = [bools, show(floats(&b, "f")), ints, texts(&b, "s"), show(floats(&b, "w"))];
+            let t = times(&b);
+            for (i, (time, sequence, row, cells)) in model.iter().enumerate() {
+                let got: Vec<Option<String>> = columns.iter().map(|c: &Vec<Option<String>>| c[i].clone()).collect();
+                assert_eq!((t[i], &got), (*time, cells), "round {round}, {codec:?}, row {row} of {sequence}");
+            }
+        }
+    }
+}
