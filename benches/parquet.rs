@@ -119,12 +119,6 @@ fn bench(c: &mut Criterion) {
         }
     }
     g.finish();
-    if let Ok(path) = std::env::var("ARC_BENCH_KEEP") {
-        let log = log(1000, true, true);
-        let mut out = Vec::new();
-        build(&spec(Codecs::Zstd(1)), log.1.clone(), &log, &[], &mut out).expect("a file");
-        std::fs::write(path, out).expect("the file is written");
-    }
 }
 
 criterion_group!(benches, bench);

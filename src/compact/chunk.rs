@@ -22,7 +22,7 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::ColumnDescPtr;
 
 use super::columns::{Column, Values};
-use super::encodings::{put_delta, put_hybrid, put_levels, put_plain, put_strings, width_of};
+use super::encodings::{put_delta, put_hybrid, put_levels, put_plain, put_split, put_strings, width_of};
 use super::strings::StrView;
 
 /// Rows of a page: a multiple of eight, so that pages begin at whole bytes of the validity bits. 8 bytes each make 1 MiB.
@@ -31,6 +31,8 @@ const PAGE_ROWS: usize = 1 << 17;
 const PAGE_BYTES: usize = 1 << 20;
 /// Longer minima and maxima are left out, both, since readers take the pair or nothing.
 const MAX_STATISTIC: usize = 128;
+/// Doubles of a chunk that are compressed in two ways to choose one.
+const SAMPLE: usize = 8192;
 /// Integers whose span needs fewer bits than this are written as deltas.
 const DELTA_BITS: u32 = 48;
 
@@ -219,28 +221,55 @@ fn widen(range: Option<(i64, i64)>, x: i64) -> Option<(i64, i64)> {
 
 fn float64(pages: &mut Pages<'_>, v: &[f64], bits: Option<&BooleanBuffer>, nullable: bool) -> Encoded {
     let (mut lo, mut hi) = (f64::INFINITY, f64::NEG_INFINITY);
-    let mut any = false;
+    let (mut any, mut nan) = (false, false);
     let mut tmp = Vec::new();
+    let split = match &mut pages.codec {
+        Codec::None => false,
+        Codec::Zstd(z) => {
+            let n = v.len().min(SAMPLE);
+            let valid = bits.map(|b| b.slice(0, n));
+            splits_well(z, present(v.get(..n).unwrap_or_default(), valid.as_ref(), &mut tmp))?
+        }
+    };
+    let encoding = if split { Encoding::BYTE_STREAM_SPLIT } else { Encoding::PLAIN };
     each_page(v.len(), bits, nullable, |from, to, valid, body| {
         let values = present(v.get(from..to).unwrap_or_default(), valid.as_ref(), &mut tmp);
+        any |= !values.is_empty();
         for x in values {
-            // False for NaN, which is no part of the statistics.
+            // Both are false for NaN.
             if *x < lo {
                 lo = *x;
             }
             if *x > hi {
                 hi = *x;
             }
-            any |= !x.is_nan();
+            nan |= x.is_nan();
         }
-        put_plain(body, values, f64::to_le_bytes);
-        pages.data(body, to - from, Encoding::PLAIN)
+        if split {
+            put_split(body, values)
+        } else {
+            put_plain(body, values, f64::to_le_bytes)
+        }
+        pages.data(body, to - from, encoding)
     })?;
     // Zeros of either sign are equal: the bounds must hold for both.
     let lo = if lo == 0.0 { -0.0 } else { lo };
     let hi = if hi == 0.0 { 0.0 } else { hi };
-    let s = ValueStatistics::new(any.then_some(lo), any.then_some(hi), None, nulls(v.len(), bits), false);
-    Ok((Encoding::PLAIN, Statistics::Double(s.with_backwards_compatible_min_max(true))))
+    // Bounds say nothing of NaN, yet readers drop a filter that holds for all values between them (DuckDB does, and
+    // then counts the NaN in): a chunk with one has no bounds.
+    let bounded = any && !nan;
+    let s = ValueStatistics::new(bounded.then_some(lo), bounded.then_some(hi), None, nulls(v.len(), bits), false);
+    Ok((encoding, Statistics::Double(s.with_backwards_compatible_min_max(true))))
+}
+
+/// True when the bytes of the doubles, regrouped by their place, compress to clearly less than the doubles.
+fn splits_well(z: &mut zstd::bulk::Compressor<'_>, sample: &[f64]) -> Result<bool> {
+    let mut body = Vec::with_capacity(sample.len() * 8);
+    put_plain(&mut body, sample, f64::to_le_bytes);
+    let plain = z.compress(&body)?.len();
+    body.clear();
+    put_split(&mut body, sample);
+    Ok(z.compress(&body)?.len() < plain / 10 * 9)
 }
 
 fn boolean(pages: &mut Pages<'_>, v: &BooleanBuffer, bits: Option<&BooleanBuffer>, nullable: bool) -> Encoded {
@@ -337,6 +366,21 @@ fn dictionary(
         pages.data(body, to - from, Encoding::RLE_DICTIONARY)
     })?;
     Ok((Encoding::RLE_DICTIONARY, string_statistics(range, nulls(codes.len(), bits))))
+}
+
+/// Takes the bounds from a chunk that holds NaN (see `float64`), which the `parquet` crate leaves in.
+///
+/// # Errors
+/// None that the metadata of a closed chunk could cause.
+pub(super) fn drop_bounds_of_nan(column: &Column<'_>, close: &mut ColumnCloseResult) -> Result<()> {
+    if let Values::Float64(v) = &column.values
+        && v.iter().any(|x| x.is_nan())
+    {
+        let nulls = nulls(v.len(), column.validity.as_ref());
+        let s = Statistics::Double(ValueStatistics::new(None, None, None, nulls, false));
+        close.metadata = close.metadata.clone().into_builder().set_statistics(s).build()?;
+    }
+    Ok(())
 }
 
 /// The column as an Arrow array, for the `parquet` crate's own writer. Copies.

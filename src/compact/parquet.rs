@@ -398,7 +398,9 @@ impl<'a, 'o> File<'a, 'o> {
                     for leaf in compute_leaves(field, &array)? {
                         w.write(&leaf)?;
                     }
-                    w.close()?.append_to_row_group(&mut out)
+                    let mut chunk = w.close()?;
+                    chunk::drop_bounds_of_nan(&column, chunk.close_mut())?;
+                    chunk.append_to_row_group(&mut out)
                 })?;
                 out.close()?;
             }

@@ -582,17 +582,45 @@ fn long_strings_end_row_groups_by_bytes() {
 }
 
 #[test]
-fn statistics_hold_for_nan_and_zeros() {
+fn bounds_hold_for_zeros_of_either_sign_and_are_left_out_where_nan_is() {
     let mut log = Log::default();
-    let v = vec![f64::NAN, 0.0, -0.0, f64::NAN];
-    let s = log.one(0, vec![0, 1, 2, 3], vec![col("f", Values::Float64(v)), col("n", Values::Float64(vec![f64::NAN; 4]))]);
-    let (_, file) = run(&spec(0, &[("f", Float64), ("n", Float64)]), &[s], &log);
+    let columns = vec![
+        col("some", Values::Float64(vec![f64::NAN, 1.0, 2.0])),
+        col("zeros", Values::Float64(vec![0.0, -0.0, 0.0])),
+        nullable("null", Values::Float64(vec![f64::NAN, 1.0, 2.0]), &[false, true, true]),
+    ];
+    let s = log.one(0, vec![0, 1, 2], columns);
+    for codec in ALL {
+        let mut spec = spec(0, &[("some", Float64), ("zeros", Float64), ("null", Float64)]);
+        spec.settings.compression = codec;
+        let (_, file) = run(&spec, &[s], &log);
+        let m = metadata(&file);
+        let of = |i: usize| match m.metadata().row_group(0).column(i).statistics() {
+            Some(Statistics::Double(s)) => (s.min_opt().copied(), s.max_opt().copied(), s.null_count_opt()),
+            other => panic!("{other:?}"),
+        };
+        let (some, zeros) = (of(2), of(3));
+        assert_eq!(some, (None, None, Some(0)), "{codec:?}");
+        assert!(zeros.0.unwrap().is_sign_negative() && zeros.1.unwrap().is_sign_positive(), "{codec:?}");
+        assert_eq!(of(1).2, Some(1));
+        assert!(floats(&read(&file), "some")[0].unwrap().is_nan());
+    }
+}
+
+#[test]
+fn doubles_whose_bytes_compress_better_apart_are_split() {
+    let mut log = Log::default();
+    let v: Vec<f64> = (0..300_000).map(|i| 50.0 + f64::from(i % 977) * 1.1 + f64::from(i) / 7.0).collect();
+    let valid: Vec<bool> = (0..300_000).map(|i| i % 10 != 3).collect();
+    let s =
+        log.one(0, (0..300_000).collect(), vec![col("f", Values::Float64(v.clone())), nullable("g", Values::Float64(v.clone()), &valid)]);
+    let (_, file) = run(&spec(0, &[("f", Float64), ("g", Float64)]), &[s], &log);
     let m = metadata(&file);
-    let Some(Statistics::Double(f)) = m.metadata().row_group(0).column(1).statistics() else { panic!("no statistics") };
-    assert!(f.min_opt().unwrap().is_sign_negative() && f.max_opt().unwrap().is_sign_positive());
-    let Some(Statistics::Double(n)) = m.metadata().row_group(0).column(2).statistics() else { panic!("no statistics") };
-    assert!(n.min_opt().is_none() && n.max_opt().is_none());
-    assert!(floats(&read(&file), "f")[0].unwrap().is_nan());
+    let split = |i: usize| m.metadata().row_group(0).column(i).encodings().any(|e| e == Encoding::BYTE_STREAM_SPLIT);
+    assert!(split(1) && split(2));
+    let b = read(&file);
+    assert_eq!(floats(&b, "f"), v.iter().copied().map(Some).collect::<Vec<_>>());
+    assert_eq!(floats(&b, "g"), v.iter().zip(&valid).map(|(v, ok)| ok.then_some(*v)).collect::<Vec<_>>());
 }
 
 #[test]
@@ -627,5 +655,82 @@ fn a_write_that_fails_is_an_io_error_with_its_number() {
     for room in [0, 3, 100, 400] {
         let e = build(&spec(0, &[]), vec![s], &log, &[], &mut Full(room)).unwrap_err();
         assert!(matches!(e, BuildError::Io(e) if e.raw_os_error() == Some(28)), "room for {room}");
+    }
+}
+
+/// Rows as a reader that knows nothing of columns would keep them.
+type Row = (i64, u64, usize, Vec<Option<String>>);
+
+#[test]
+fn random_slices_equal_a_plain_model() {
+    let mut x = 7u64;
+    let mut below = move |n: u64| {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (x >> 33) % n
+    };
+    let schema = [("b", Bool), ("f", Float64), ("i", Int64), ("s", Utf8), ("w", Float64)];
+    for round in 0..60 {
+        let mut log = Log::default();
+        let (mut slices, mut model): (Vec<SliceRef>, Vec<Row>) = (Vec::new(), Vec::new());
+        let spread = [25, 50, HOUR_US as u64 * 2][round % 3];
+        for sequence in 1..=1 + below(12) {
+            let n = 1 + below(90) as usize;
+            let time: Vec<i64> = (0..n).map(|_| HOUR_US - 20 + below(spread) as i64).collect();
+            let mut rows: Vec<Vec<Option<String>>> = vec![vec![None; schema.len()]; n];
+            let mut columns = Vec::new();
+            for (k, (name, ty)) in schema.iter().enumerate() {
+                if below(4) == 0 {
+                    continue;
+                }
+                let with_nulls = below(2) == 0;
+                let valid: Vec<bool> = (0..n).map(|_| !with_nulls || below(3) > 0).collect();
+                let numbers: Vec<i64> = (0..n).map(|_| below(40) as i64 - 20).collect();
+                let shown: Vec<String> = match ty {
+                    Bool => numbers.iter().map(|v| (v % 2 == 0).to_string()).collect(),
+                    Utf8 => numbers.iter().map(|v| "é".repeat((v + 20) as usize)).collect(),
+                    _ => numbers.iter().map(i64::to_string).collect(),
+                };
+                let values = match (ty, *name) {
+                    (Bool, _) => {
+                        let mut b = Bits::default();
+                        numbers.iter().for_each(|v| b.push(v % 2 == 0));
+                        Values::Bool(b)
+                    }
+                    (Int64, _) | (_, "w") if *ty == Int64 || below(2) == 0 => Values::Int64(numbers.clone()),
+                    (Float64, _) => Values::Float64(numbers.iter().map(|v| *v as f64).collect()),
+                    _ if below(2) == 0 => {
+                        let all: Vec<String> = (0..40).map(|v| "é".repeat(v)).collect();
+                        let dictionary = strings(&all.iter().map(String::as_str).collect::<Vec<_>>());
+                        Values::Utf8Dict { codes: numbers.iter().map(|v| (v + 20) as u16).collect(), dictionary }
+                    }
+                    _ => Values::Utf8(strings(&shown.iter().map(String::as_str).collect::<Vec<_>>())),
+                };
+                for (r, row) in rows.iter_mut().enumerate() {
+                    row[k] = valid[r].then(|| shown[r].clone());
+                }
+                columns.push(if with_nulls { nullable(name, values, &valid) } else { col(name, values) });
+            }
+            for (r, row) in rows.into_iter().enumerate().filter(|(r, _)| hour_of(time[*r]) == 1) {
+                model.push((time[r], sequence, r, row));
+            }
+            slices.extend(log.push(1, vec![TableBatch { table: "cpu".into(), time, columns }]));
+        }
+        model.sort_by_key(|r| (r.0, r.1, r.2));
+        for codec in [Codecs::None, Codecs::Zstd(3), Codecs::Lz4] {
+            let mut spec = spec(1, &schema);
+            spec.settings.compression = codec;
+            let (built, file) = run(&spec, &slices, &log);
+            assert_eq!((built.rows, built.set_aside.len()), (model.len() as u64, 0));
+            let b = read(&file);
+            let show = |v: Vec<Option<f64>>| v.into_iter().map(|v| v.map(|v| v.to_string())).collect::<Vec<_>>();
+            let bools = b.column_by_name("b").unwrap().as_boolean().iter().map(|v| v.map(|v| v.to_string())).collect();
+            let ints = ints(&b, "i").into_iter().map(|v| v.map(|v| v.to_string())).collect();
+            let columns = [bools, show(floats(&b, "f")), ints, texts(&b, "s"), show(floats(&b, "w"))];
+            let t = times(&b);
+            for (i, (time, sequence, row, cells)) in model.iter().enumerate() {
+                let got: Vec<Option<String>> = columns.iter().map(|c: &Vec<Option<String>>| c[i].clone()).collect();
+                assert_eq!((t[i], &got), (*time, cells), "round {round}, {codec:?}, row {row} of {sequence}");
+            }
+        }
     }
 }
