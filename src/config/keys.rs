@@ -112,6 +112,12 @@ macro_rules! words {
                 match self { $( Self::$Variant => $word ),+ }
             }
         }
+
+        impl std::fmt::Display for $Name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.word())
+            }
+        }
     )+ };
 }
 
