@@ -311,6 +311,7 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
         // A record that passes its CRC and cannot be read is a bug: the compactor will set it aside.
         tracing::error!(error = %e, "a record cannot be read");
     }
+    let damage = opened.manifest.state.damage.clone();
     let sink: Arc<dyn Sink> = Arc::new(
         LocalSink::open(&config.storage.local_path, opened.shared.log).map_err(|e| Failed::Other(format!("storage.local_path: {e}")))?,
     );
@@ -356,6 +357,7 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
         catalog,
         keys,
         control: Arc::clone(&control),
+        damage,
     });
     Ok(Machines { shared, control, prealloc, committer, compactor, _lock: opened.lock })
 }

@@ -1,5 +1,6 @@
 //! From log to Parquet: what a plan lists becomes files, each row exactly once.
 
+mod builder;
 mod chunk;
 pub mod columns;
 pub mod control;

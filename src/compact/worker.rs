@@ -7,22 +7,22 @@
 //! INVARIANT(intent-before-publish): an object appears under its final name only after its length and hash are durable in the manifest.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::SchemaColumn;
+use super::builder::{Probe, Ready, SUSPICIONS, Trouble, UNCLEAN_ENDS, build_one, hex, try_each};
 use super::control::Control;
 use super::name::Layout;
-use super::parquet::{BuildError, Built, Codecs, OutputSpec, WriterSettings, build};
+use super::parquet::{Codecs, OutputSpec, WriterSettings};
 use super::plan::{PlanSettings, Slices, make, resume};
 use super::quarantine::{self, Quarantined};
 use crate::catalog::Catalog;
-use crate::format::manifest::{Entry, Plan, SetAside, StoredKey};
+use crate::format::manifest::{Entry, Plan, StoredKey};
 use crate::idempotency::Keys;
-use crate::sink::{Backoff, ObjectInfo, Published, PutSmall, Sink, SinkError, Staged};
+use crate::sink::{Backoff, ObjectInfo, Published, PutSmall, Sink};
 use crate::types::Sequence;
 use crate::vfs::Vfs;
 use crate::wal::files;
@@ -64,8 +64,8 @@ struct Current {
     unparsable_kept: bool,
     /// The plan's object is in the store.
     announced: bool,
-    /// Outputs that are stopped by a foreign object under their name.
-    stopped: BTreeMap<u32, String>,
+    /// Earlier attempts ended uncleanly: each record is tried on its own first.
+    cautious: bool,
 }
 
 pub struct Compactor {
@@ -81,37 +81,7 @@ pub struct Compactor {
     current: Option<Current>,
     backoff: Backoff,
     reserve_tried: Option<Duration>,
-}
-
-/// Why a step could not finish.
-#[derive(Debug)]
-enum Trouble {
-    NoSpace(String),
-    Retry(String),
-    /// The manifest is in an unknown state, or the store holds another plan.
-    Fatal,
-}
-
-impl From<SinkError> for Trouble {
-    fn from(e: SinkError) -> Self {
-        match e {
-            SinkError::NoSpace { .. } => Self::NoSpace(e.to_string()),
-            SinkError::Transient { .. } | SinkError::Permanent { .. } => Self::Retry(e.to_string()),
-        }
-    }
-}
-
-impl From<io::Error> for Trouble {
-    fn from(e: io::Error) -> Self {
-        SinkError::from_io("compaction", e).into()
-    }
-}
-
-/// One output as it came out of the builder: staged and sealed, or without rows.
-struct Ready {
-    output: u32,
-    file: OutputFile,
-    staged: Option<Box<dyn Staged>>,
+    probe: Option<Probe>,
 }
 
 impl Compactor {
@@ -129,10 +99,24 @@ impl Compactor {
     ) -> Self {
         let seed = shared.clock.random_u64();
         let backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), seed);
+        let probe = Probe::open(&*vfs, &shared.settings.directory);
         // Whatever an earlier run left unshipped is due at once.
         control.request(shared.watermarks().durable);
-        let mut c =
-            Self { shared, control, vfs, sink, manifest, catalog, keys, prealloc, settings, current: None, backoff, reserve_tried: None };
+        let mut c = Self {
+            shared,
+            control,
+            vfs,
+            sink,
+            manifest,
+            catalog,
+            keys,
+            prealloc,
+            settings,
+            current: None,
+            backoff,
+            reserve_tried: None,
+            probe,
+        };
         c.count_quarantine();
         c
     }
@@ -228,9 +212,22 @@ impl Compactor {
             tracing::error!(segment, offset = f.from, label = f.label.name(), missing = ?f.missing, "damage in a sealed segment");
             self.shared.metrics.wal_damage_findings_total.increment(1);
         }
-        self.append(vec![Entry::Attempt { plan: plan.plan }], &[])?;
+        let attempts = self.manifest.state.plans.get(&plan.plan).map_or(0, |p| p.attempts);
+        let cautious = attempts >= UNCLEAN_ENDS;
+        let mut entries = vec![Entry::Attempt { plan: plan.plan }];
+        if cautious {
+            tracing::warn!(plan = plan.plan, attempts, "this plan was under way when the process ended: building it one record at a time");
+            // Where the last attempt was when it ended. Once is no evidence: the process may have been killed for any reason.
+            if let Some((p, output, sequence)) = self.probe.as_ref().and_then(Probe::read)
+                && p == plan.plan
+                && !self.is_committed(&plan, output)
+            {
+                entries.push(Entry::Suspect { plan: p, output, sequence });
+            }
+        }
+        self.append(entries, &[])?;
         self.control.set_plan(Some(plan.plan));
-        self.current = Some(Current { plan, slices, unparsable_kept: false, announced: false, stopped: BTreeMap::new() });
+        self.current = Some(Current { plan, slices, unparsable_kept: false, announced: false, cautious });
         Ok(Work::Worked)
     }
 
@@ -321,18 +318,20 @@ impl Compactor {
             self.keep_unparsable(c)?;
         }
         self.adopt_published(c)?;
-        let todo: Vec<u32> =
-            (0..c.plan.outputs.len() as u32).filter(|n| !self.is_committed(&c.plan, *n) && !c.stopped.contains_key(n)).collect();
+        let todo: Vec<u32> = (0..c.plan.outputs.len() as u32).filter(|n| !self.is_committed(&c.plan, *n)).collect();
         if !todo.is_empty() {
-            self.build_all(c, &todo)?;
+            let stopped = self.build_all(c, &todo)?;
             if self.control.is_stopped() {
+                // The next attempt at this plan does not follow an unclean end.
+                self.append(vec![Entry::Stopped { plan: c.plan.plan }], &[])?;
                 return Ok(false);
             }
-        }
-        if !c.stopped.is_empty() {
-            // A foreign object may be moved away by a person: look again.
-            c.stopped.clear();
-            return Ok(false);
+            if let Some((n, why)) = stopped.first_key_value() {
+                // The others are committed. What stopped these may go away by itself or by a person.
+                self.trouble(&format!("{} of {} outputs of plan {} wait; output {n}: {why}", stopped.len(), todo.len(), c.plan.plan));
+                self.shared.metrics.compact_retries_total.increment(1);
+                return Ok(false);
+            }
         }
         let entry = Entry::Shipped { plan: c.plan.plan, last_sequence: c.plan.last_sequence };
         self.append(vec![entry], &[])?;
@@ -457,11 +456,13 @@ impl Compactor {
     }
 
     /// Builds the outputs on up to `workers` threads, and records, publishes and commits each as it is ready.
-    fn build_all(&mut self, c: &mut Current, todo: &[u32]) -> Result<(), Trouble> {
+    ///
+    /// What stops one output stops it alone: those are returned with the reason. A full disk stops all.
+    fn build_all(&mut self, c: &Current, todo: &[u32]) -> Result<BTreeMap<u32, String>, Trouble> {
         let next = AtomicUsize::new(0);
         let workers = self.settings.workers.clamp(1, todo.len());
         // One finished output waits at most for each worker: what is staged is bounded.
-        let (tx, rx) = mpsc::sync_channel::<Result<Ready, Trouble>>(workers);
+        let (tx, rx) = mpsc::sync_channel::<(u32, Result<Ready, Trouble>)>(workers);
         let mut specs: BTreeMap<u32, OutputSpec> = BTreeMap::new();
         for n in todo {
             let spec =
@@ -469,6 +470,10 @@ impl Compactor {
             specs.insert(*n, spec);
         }
         let mut stopped = BTreeMap::new();
+        let skips = self.culprits(&c.plan);
+        // One probe file, so one builder.
+        let probe = if c.cautious { self.probe.take() } else { None };
+        let workers = if probe.is_some() { 1 } else { workers };
         let sink = Arc::clone(&self.sink);
         let metrics = Arc::clone(&self.shared.metrics);
         let clock = self.shared.clock.clone();
@@ -477,6 +482,7 @@ impl Compactor {
         let result = std::thread::scope(|scope| {
             for _ in 0..workers {
                 let (tx, next, specs, sink, metrics, clock, control) = (tx.clone(), &next, &specs, &sink, &metrics, &clock, &control);
+                let (skips, probe) = (&skips, probe.as_ref());
                 scope.spawn(move || {
                     while let Some(n) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
                         if control.is_stopped() {
@@ -488,10 +494,13 @@ impl Compactor {
                             continue;
                         };
                         let started = clock.monotonic();
-                        let built = build_one(&**sink, *n, &o.name, spec, list.clone(), slices);
+                        let skip = skips.get(n).map_or(&[][..], Vec::as_slice);
+                        if let Some(p) = probe {
+                            try_each(p, plan.plan, *n, spec, list, skip, slices);
+                        }
+                        let built = build_one(&**sink, *n, &o.name, spec, list, skip, slices);
                         metrics.compact_build_seconds.record(clock.monotonic().saturating_sub(started).as_secs_f64());
-                        let failed = built.is_err();
-                        if tx.send(built).is_err() || failed {
+                        if tx.send((*n, built)).is_err() {
                             return;
                         }
                     }
@@ -500,26 +509,38 @@ impl Compactor {
             drop(tx);
             // The receiver goes when this scope's body ends, which ends builders that wait to hand something over.
             let rx = rx;
-            let mut trouble = None;
             while let Ok(first) = rx.recv() {
                 let mut batch = vec![first];
                 batch.extend(rx.try_iter());
                 let mut ready = Vec::new();
-                for r in batch {
+                for (n, r) in batch {
                     match r {
                         Ok(r) => ready.push(r),
-                        Err(e) => trouble = trouble.or(Some(e)),
+                        Err(Trouble::Retry(why)) => {
+                            stopped.insert(n, why);
+                        }
+                        Err(e) => return Err(e),
                     }
                 }
                 self.publish(plan, slices, ready, &mut stopped)?;
-                if trouble.is_some() {
-                    break;
+            }
+            Ok(())
+        });
+        self.probe = probe.or(self.probe.take());
+        result.map(|()| stopped)
+    }
+
+    /// Records at which earlier attempts ended again and again, by output.
+    fn culprits(&self, plan: &Plan) -> BTreeMap<u32, Vec<Sequence>> {
+        let mut out: BTreeMap<u32, Vec<Sequence>> = BTreeMap::new();
+        if let Some(p) = self.manifest.state.plans.get(&plan.plan) {
+            for ((output, sequence), times) in &p.suspects {
+                if *times >= SUSPICIONS {
+                    out.entry(*output).or_default().push(*sequence);
                 }
             }
-            trouble.map_or(Ok(()), Err)
-        });
-        c.stopped.extend(stopped);
-        result
+        }
+        out
     }
 
     /// Quarantine, intents, names, commits: each durable before the next.
@@ -545,26 +566,34 @@ impl Compactor {
                 commits.push((r.output, r.file));
                 continue;
             };
-            match staged.publish()? {
-                Published::Created => commits.push((r.output, r.file)),
-                Published::AlreadyThere => match self.sink.describe(&o.name)? {
-                    Some(info) if same(&r.file, &info) => {
+            let published = staged.publish().and_then(|p| match p {
+                Published::Created => Ok(None),
+                Published::AlreadyThere => {
+                    let there = self.sink.describe(&o.name)?;
+                    if there.as_ref().is_some_and(|i| same(&r.file, i)) {
                         self.sink.confirm(&o.name)?;
-                        commits.push((r.output, r.file));
+                        return Ok(None);
                     }
-                    other => {
-                        let why = format!(
-                            "{}: another object has this name ({}), expected {} bytes with SHA-256 {}; this output waits until it is moved away",
-                            o.name,
-                            other.map_or("gone meanwhile".into(), |i| format!("{} bytes, SHA-256 {}", i.len, hex(&i.sha256))),
-                            r.file.length,
-                            r.file.sha256
-                        );
-                        tracing::error!(error = %why, "an output is stopped");
-                        self.shared.set_last_error(why.clone());
-                        stopped.insert(r.output, why);
-                    }
-                },
+                    Ok(Some(there))
+                }
+            });
+            match published.map_err(Trouble::from) {
+                Ok(None) => commits.push((r.output, r.file)),
+                Err(Trouble::Retry(why)) => {
+                    stopped.insert(r.output, why);
+                }
+                Err(e) => return Err(e),
+                Ok(Some(other)) => {
+                    let why = format!(
+                        "{}: another object has this name ({}), expected {} bytes with SHA-256 {}; this output waits until it is moved away",
+                        o.name,
+                        other.map_or("gone meanwhile".into(), |i| format!("{} bytes, SHA-256 {}", i.len, hex(&i.sha256))),
+                        r.file.length,
+                        r.file.sha256
+                    );
+                    tracing::error!(error = %why, "an output is stopped");
+                    stopped.insert(r.output, why);
+                }
             }
         }
         self.shared.metrics.compact_put_seconds.record(self.shared.clock.monotonic().saturating_sub(started).as_secs_f64());
@@ -694,51 +723,4 @@ fn commit_entry(plan: u64, output: u32, f: &OutputFile) -> Entry {
 
 fn same(f: &OutputFile, info: &ObjectInfo) -> bool {
     f.length == info.len && f.sha256 == hex(&info.sha256)
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
-}
-
-fn build_one(
-    sink: &dyn Sink,
-    output: u32,
-    name: &str,
-    spec: &OutputSpec,
-    list: Vec<super::SliceRef>,
-    slices: &Slices,
-) -> Result<Ready, Trouble> {
-    let mut staged = sink.stage(name)?;
-    let built: Built = match build(spec, list, &slices.mapped, &[], &mut StagedWriter(&mut *staged)) {
-        Ok(b) => b,
-        Err(BuildError::Io(e)) => return Err(SinkError::from_io(format!("writing {name}"), e).into()),
-        Err(e @ BuildError::Internal(_)) => return Err(Trouble::Retry(format!("{name}: {e}"))),
-    };
-    let set_aside: Vec<SetAside> =
-        built.set_aside.iter().map(|a| SetAside { sequence: a.sequence, rows: u64::from(a.rows), reason: a.reason.clone() }).collect();
-    if built.rows == 0 {
-        // Everything was set aside: there is no file.
-        let file = OutputFile { length: 0, sha256: String::new(), rows: 0, set_aside };
-        return Ok(Ready { output, file, staged: None });
-    }
-    staged.seal()?;
-    let file = OutputFile { length: built.bytes, sha256: hex(&built.sha256), rows: built.rows, set_aside };
-    Ok(Ready { output, file, staged: Some(staged) })
-}
-
-struct StagedWriter<'a>(&'a mut dyn Staged);
-
-impl io::Write for StagedWriter<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.write(buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
 }

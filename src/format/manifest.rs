@@ -121,12 +121,16 @@ pub enum Entry {
         segment: u64,
     },
     Plan(Plan),
-    /// A build of the plan is about to begin. `output`: only this one, record by record.
+    /// A build of the plan is about to begin.
     Attempt {
         plan: u64,
     },
-    /// Building output `output` one record at a time; `sequence` is about to be tried.
-    Probe {
+    /// The build was left in good order: the attempt did not end uncleanly.
+    Stopped {
+        plan: u64,
+    },
+    /// The process ended uncleanly while the record `sequence` of output `output` was being tried on its own.
+    Suspect {
         plan: u64,
         output: u32,
         sequence: Sequence,

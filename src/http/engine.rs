@@ -14,6 +14,7 @@ use crate::decode::table::Bounds;
 use crate::decode::validate::admit;
 use crate::decode::{Nested, compression};
 use crate::error::{Reason, RequestError};
+use crate::format::manifest::Entry;
 use crate::idempotency::{Begin, Keys, body_hash, key_id};
 use crate::metrics::Metrics;
 use crate::types::{ColumnType, TimeUnit};
@@ -43,6 +44,8 @@ pub struct Running {
     pub catalog: Arc<Catalog>,
     pub keys: Arc<Keys>,
     pub control: Arc<Control>,
+    /// Damage that recoveries of this log have reported and not shipped past: manifest entries.
+    pub damage: Vec<Entry>,
 }
 
 /// See the module.
@@ -251,6 +254,7 @@ impl Backend for Engine {
             "quarantine": {"records": records, "bytes": quarantined},
             "keys": r.keys.len(),
             "last_error": r.shared.last_error(),
+            "damage": r.damage,
             "poisoned": r.shared.is_poisoned(),
             "forked": r.control.forked(),
             "paused": r.control.is_paused(),
@@ -263,7 +267,9 @@ impl Backend for Engine {
             return Readiness { ready: false, reason: Some(Reason::Recovering.word().into()), progress };
         };
         let w = r.shared.watermarks();
-        let progress = Some(json!({"durable": w.durable, "shipped": w.shipped, "blocked": r.shared.blocked() != Blocked::No}));
+        let progress = Some(
+            json!({"durable": w.durable, "shipped": w.shipped, "blocked": r.shared.blocked() != Blocked::No, "damage": r.damage.len()}),
+        );
         if let Some(why) = r.control.forked() {
             return Readiness { ready: false, reason: Some(format!("forked: {why}")), progress };
         }

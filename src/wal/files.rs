@@ -6,6 +6,8 @@ pub const LOCK: &str = "LOCK";
 pub const RESERVE: &str = "reserve";
 pub const POOL: &str = "pool";
 pub const SIDE: &str = "side";
+/// Which record a cautious build is trying.
+pub const PROBE: &str = "probe";
 pub const QUARANTINE: &str = "quarantine";
 
 pub fn segment_name(id: u64) -> String {

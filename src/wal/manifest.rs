@@ -39,17 +39,19 @@ pub struct OutputFile {
 #[derive(Clone, Debug)]
 pub struct PlanState {
     pub plan: Plan,
+    /// Builds begun since one was last left in good order.
     pub attempts: u32,
     /// Every intent recorded for an output, oldest first.
     pub intents: HashMap<u32, Vec<OutputFile>>,
     pub commits: BTreeMap<u32, OutputFile>,
-    pub probes: HashMap<u32, Sequence>,
+    /// How often the process ended while (output, sequence) was being tried.
+    pub suspects: BTreeMap<(u32, Sequence), u32>,
     pub shipped: bool,
 }
 
 impl PlanState {
     fn new(plan: Plan) -> Self {
-        Self { plan, attempts: 0, intents: HashMap::new(), commits: BTreeMap::new(), probes: HashMap::new(), shipped: false }
+        Self { plan, attempts: 0, intents: HashMap::new(), commits: BTreeMap::new(), suspects: BTreeMap::new(), shipped: false }
     }
 }
 
@@ -90,9 +92,8 @@ impl ManifestState {
                 self.plans.insert(p.plan, PlanState::new(p));
             }
             Entry::Attempt { plan } => self.plan(plan)?.attempts += 1,
-            Entry::Probe { plan, output, sequence } => {
-                self.plan(plan)?.probes.insert(output, sequence);
-            }
+            Entry::Stopped { plan } => self.plan(plan)?.attempts = 0,
+            Entry::Suspect { plan, output, sequence } => *self.plan(plan)?.suspects.entry((output, sequence)).or_insert(0) += 1,
             Entry::Intent { plan, output, length, sha256, rows, set_aside } => {
                 let f = OutputFile { length, sha256, rows, set_aside };
                 self.plan(plan)?.intents.entry(output).or_default().push(f);
@@ -166,7 +167,9 @@ impl ManifestState {
                         set_aside: f.set_aside.clone(),
                     }));
                 }
-                out.extend(p.probes.iter().map(|(o, s)| Entry::Probe { plan: *k, output: *o, sequence: *s }));
+                for ((output, sequence), times) in &p.suspects {
+                    out.extend((0..*times).map(|_| Entry::Suspect { plan: *k, output: *output, sequence: *sequence }));
+                }
             }
             out.extend(p.commits.iter().map(|(o, f)| Entry::Commit {
                 plan: *k,
