@@ -17,6 +17,7 @@ use crate::limits::{FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use crate::types::{Hour, LogId, Sequence};
 use crate::vfs::{Mapping, Vfs};
 use crate::wal::SealedSegment;
+use crate::wal::reader::{FileBytes, read_file};
 
 /// Where a plan ends, apart from the end of what is sealed. At least one record is always taken.
 #[derive(Clone, Copy, Debug)]
@@ -151,7 +152,14 @@ fn scan(
             continue;
         }
         let file = vfs.open(&seg.path, false).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", seg.path.display())))?;
-        let map = file.map(seg.file_len)?;
+        let map = if seg.tainted {
+            // A block that cannot be read would end the process with SIGBUS under a mapping; here it reads as zeros.
+            let mut bytes = FileBytes::default();
+            read_file(&*file, &mut bytes)?;
+            Mapping::Memory(bytes.bytes.into())
+        } else {
+            file.map(seg.file_len)?
+        };
         let found: Vec<Found> = Scanner::new(&map, seg.salt, FILE_HEADER_BYTES as u64, seg.end).collect();
         let known = Known { first_sequence: seg.first_sequence, declared: Some((seg.end, seg.last_sequence)), floor: seg.last_sequence };
         let v = judge(known, &found);
