@@ -13,6 +13,8 @@ mod slices;
 mod strings;
 pub mod worker;
 #[cfg(test)]
+mod worker_tests;
+#[cfg(test)]
 mod tests;
 
 pub use columns::SchemaColumn;

@@ -1,0 +1,261 @@
+//! The whole core driven step by step in one thread: committer, preallocator, compactor.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::control::Control;
+use super::name::Layout;
+use super::plan::{Bounds, PlanSettings};
+use super::quarantine;
+use super::worker::{Compactor, Settings, Work};
+use crate::batch::{TableBatch, ValidBatch};
+use crate::catalog::Catalog;
+use crate::clock::SystemClock;
+use crate::format::manifest::{Entry, PlanWriter};
+use crate::format::payload::{PayloadView, encode};
+use crate::idempotency::Keys;
+use crate::metrics::Metrics;
+use crate::sink::{LocalSink, Sink};
+use crate::types::Sequence;
+use crate::vfs::{Engine, OsVfs, SyncMode, Vfs};
+use crate::wal::commit::{Committer, Step};
+use crate::wal::prealloc::Preallocator;
+use crate::wal::recover::open;
+use crate::wal::shared::LogSettings;
+use crate::wal::{Appender, Shared};
+
+struct Core {
+    shared: Arc<Shared>,
+    control: Arc<Control>,
+    committer: Committer,
+    prealloc: Arc<Preallocator>,
+    compactor: Compactor,
+    appender: Appender,
+    lake: PathBuf,
+    _lock: Box<dyn std::any::Any + Send + Sync>,
+}
+
+impl Core {
+    fn open(root: &Path) -> Self {
+        Self::open_with(root, |_| {})
+    }
+
+    /// `tamper` sees the manifest before the compactor does.
+    fn open_with(root: &Path, tamper: impl FnOnce(&mut crate::wal::manifest::Manifest)) -> Self {
+        let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
+        let clock = SystemClock::shared();
+        let catalog = Catalog::new(100, 100);
+        let settings = LogSettings {
+            directory: root.join("wal"),
+            segment_data: 16 << 10,
+            max_size: 64 << 20,
+            reserve: 4096,
+            pool: 2,
+            engine: Engine::Pwrite,
+            sync: SyncMode::Data,
+            queue_timeout: Duration::from_secs(5),
+            mark_delay: Duration::ZERO,
+            queue_bytes: 1 << 20,
+            set_aside_damage: true,
+        };
+        let mut o = open(
+            &vfs,
+            settings,
+            clock.clone(),
+            Metrics::new(),
+            &mut |v| catalog.fold(v.header.sequence, &PayloadView::parse(v.payload).unwrap()).unwrap(),
+            &mut |_| {},
+        )
+        .unwrap();
+        catalog.restore(o.manifest.state.tables.values()).unwrap();
+        tamper(&mut o.manifest);
+        let lake = root.join("lake");
+        let sink: Arc<dyn Sink> = Arc::new(LocalSink::open(&lake, o.shared.log).unwrap());
+        let control = Control::new(Arc::clone(&o.shared), false);
+        let compact = Settings {
+            trigger_size: 1 << 30,
+            max_delay: Duration::from_secs(3600),
+            plan: PlanSettings {
+                bounds: Bounds { bytes: 1 << 30, rows: 1 << 30, outputs: 100 },
+                writer: PlanWriter {
+                    version: "test".into(),
+                    compression: "none".into(),
+                    level: 1,
+                    row_group_rows: 1 << 20,
+                    layout: "hive".into(),
+                },
+                layout: Layout::Hive,
+            },
+            workers: 1,
+            row_group_bytes: 1 << 20,
+        };
+        let compactor = Compactor::new(
+            Arc::clone(&o.shared),
+            Arc::clone(&control),
+            vfs,
+            sink,
+            o.manifest,
+            catalog,
+            Keys::new(Duration::from_secs(60), 10, clock),
+            Arc::clone(&o.prealloc),
+            compact,
+        );
+        Self {
+            appender: Appender::new(Arc::clone(&o.shared)),
+            shared: o.shared,
+            control,
+            committer: o.committer,
+            prealloc: o.prealloc,
+            compactor,
+            lake,
+            _lock: o.lock,
+        }
+    }
+
+    /// Appends one row to each of `tables`, all at one time stamp.
+    fn append(&mut self, time: i64, tables: &[&str]) -> Sequence {
+        let tables = tables.iter().map(|t| TableBatch { table: (*t).into(), time: vec![time], columns: vec![] }).collect();
+        let r = encode(&ValidBatch::new("db".into(), tables).unwrap(), None, true, 0, 1 << 20).unwrap();
+        let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let appender = self.appender.clone();
+        rt.block_on(async {
+            let append = tokio::spawn(async move { appender.append(r, None).await });
+            while !append.is_finished() {
+                tokio::task::yield_now().await;
+                self.prealloc.step();
+                self.committer.step();
+            }
+            append.await.unwrap().unwrap()
+        })
+    }
+
+    /// Steps everything until what is durable is shipped, or the compactor waits for something that does not come.
+    fn ship(&mut self) -> bool {
+        let target = self.shared.watermarks().durable;
+        self.control.request(target);
+        self.shared.request_seal(target);
+        for _ in 0..200 {
+            self.prealloc.step();
+            while self.committer.step() == Step::Worked {}
+            let w = self.shared.watermarks();
+            if w.shipped >= target && w.released >= target {
+                return true;
+            }
+            if self.compactor.step() == Work::Done {
+                return false;
+            }
+        }
+        false
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        fn walk(d: &Path, out: &mut Vec<PathBuf>) {
+            for e in std::fs::read_dir(d).into_iter().flatten().flatten() {
+                if e.path().is_dir() { walk(&e.path(), out) } else { out.push(e.path()) }
+            }
+        }
+        let mut out = Vec::new();
+        walk(&self.lake, &mut out);
+        out.retain(|p| p.extension().is_some_and(|e| e == "parquet"));
+        out.sort();
+        out
+    }
+
+    fn rows(&self) -> u64 {
+        let count = |p: &PathBuf| {
+            let f = std::fs::File::open(p).unwrap();
+            let m = parquet::file::metadata::ParquetMetaDataReader::new().parse_and_finish(&f).unwrap();
+            m.file_metadata().num_rows() as u64
+        };
+        self.files().iter().map(count).sum()
+    }
+}
+
+#[test]
+fn rows_are_shipped_and_the_log_is_released() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    for i in 0..300 {
+        c.append(i * 1_000_000, &["a", "b"]);
+    }
+    assert!(c.shared.watermarks().sealed > 0, "several segments");
+    assert!(c.ship());
+    assert_eq!((c.files().len(), c.rows()), (2, 600));
+    let left: Vec<_> = OsVfs.list(&dir.path().join("wal")).unwrap().into_iter().filter(|e| e.name.starts_with("seg-")).collect();
+    assert_eq!(left.len(), 1, "only the active segment is left");
+    let (_, age) = c.shared.backlog();
+    assert_eq!(age, None);
+    drop(c);
+    let mut c = Core::open(dir.path());
+    assert!(c.ship());
+    assert_eq!(c.rows(), 600, "nothing is shipped twice");
+}
+
+/// A foreign object under the name of one output stops that output; the other is committed, nothing is released, and moving
+/// the object away lets the plan go on.
+#[test]
+fn a_foreign_object_stops_its_output_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    c.append(0, &["a", "b"]);
+    let log = c.shared.log;
+    let blocker =
+        dir.path().join(format!("lake/db/a/date=1970-01-01/hour=00/{log}-00000000000000000001-00000000000000000001-0000.parquet"));
+    std::fs::create_dir_all(blocker.parent().unwrap()).unwrap();
+    std::fs::write(&blocker, b"not ours").unwrap();
+    assert!(!c.ship());
+    assert_eq!(c.files().len(), 2, "the foreign object and table b's file");
+    assert_eq!((c.shared.watermarks().shipped, c.shared.watermarks().released), (0, 0));
+    assert!(c.shared.last_error().unwrap().contains("another object has this name"));
+    assert_eq!(std::fs::read(&blocker).unwrap(), b"not ours");
+    std::fs::remove_file(&blocker).unwrap();
+    assert!(c.ship());
+    assert_eq!(c.rows(), 2);
+}
+
+/// A record at which the process ended again and again is set aside; its bytes and the reason are in the quarantine, the rest is
+/// shipped. One such end alone condemns nothing.
+#[test]
+fn a_record_that_keeps_ending_the_process_is_set_aside() {
+    for (suspicions, shipped_rows) in [(1, 3), (2, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut c = Core::open(dir.path());
+        for i in 0..3 {
+            c.append(i, &["a"]);
+        }
+        c.control.request(3);
+        c.shared.request_seal(3);
+        // As far as the plan, no further.
+        for _ in 0..50 {
+            c.prealloc.step();
+            while c.committer.step() == Step::Worked {}
+            c.compactor.step();
+            if c.control.plans().1.is_some() {
+                break;
+            }
+        }
+        assert_eq!(c.control.plans().1, Some(1));
+        drop(c);
+        let mut c = Core::open_with(dir.path(), |m| {
+            let mut e: Vec<Entry> = (0..4).map(|_| Entry::Attempt { plan: 1 }).collect();
+            e.extend((0..suspicions).map(|_| Entry::Suspect { plan: 1, output: 0, sequence: 2 }));
+            m.append(e, &[]).unwrap();
+        });
+        assert!(c.ship());
+        assert_eq!(c.rows(), shipped_rows);
+        let q = quarantine::list(&OsVfs, &dir.path().join("wal")).unwrap();
+        assert_eq!(q.len() as u64, 3 - shipped_rows);
+        assert_eq!(c.control.quarantined().0, 3 - shipped_rows);
+        if let Some(q) = q.first() {
+            assert_eq!((q.entry.sequence, q.entry.rows, q.entry.table.as_str()), (2, 1, "a"));
+            let (_, record) = quarantine::read(&OsVfs, &q.path).unwrap();
+            let p = PayloadView::parse(&record[64..64 + p_len(&record)]).unwrap();
+            assert_eq!(p.to_batch().unwrap().tables()[0].time, vec![1]);
+        }
+    }
+}
+
+fn p_len(record: &[u8]) -> usize {
+    crate::format::record::RecordHeader::parse(record).unwrap().payload_len as usize
+}
