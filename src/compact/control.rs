@@ -1,5 +1,6 @@
 //! What requests ask of the compactor and what it tells them.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,17 @@ pub enum Shipped {
     TimedOut { through: Sequence, target: Sequence },
 }
 
+/// Outputs that wait in side segments.
+#[derive(Clone, Debug, Default)]
+pub struct Deferred {
+    pub outputs: u64,
+    pub bytes: u64,
+    /// The lowest sequence among them.
+    pub from: Option<Sequence>,
+    /// Tables (database, table) that have too much there: only their writes are refused.
+    pub refused: HashSet<(String, String)>,
+}
+
 /// Shared between the compactor and whoever asks something of it.
 #[derive(Debug)]
 pub struct Control {
@@ -27,6 +39,8 @@ pub struct Control {
     plans: AtomicU64,
     open_plan: AtomicU64,
     quarantined: Mutex<(u64, u64)>,
+    deferred: Mutex<Deferred>,
+    any_refused: AtomicBool,
     forked: Mutex<Option<String>>,
     signal: (Mutex<bool>, Condvar),
 }
@@ -43,6 +57,8 @@ impl Control {
             plans: AtomicU64::new(0),
             open_plan: AtomicU64::new(0),
             quarantined: Mutex::default(),
+            deferred: Mutex::default(),
+            any_refused: AtomicBool::new(false),
             forked: Mutex::default(),
             signal: (Mutex::new(false), Condvar::new()),
         })
@@ -112,6 +128,32 @@ impl Control {
         *lock(&self.quarantined)
     }
 
+    pub(super) fn set_deferred(&self, d: Deferred) {
+        self.any_refused.store(!d.refused.is_empty(), Ordering::Release);
+        *lock(&self.deferred) = d;
+        self.shared.nudge();
+    }
+
+    /// Outputs that wait in side segments.
+    pub fn deferred(&self) -> Deferred {
+        lock(&self.deferred).clone()
+    }
+
+    /// A table of the request whose outputs have waited until their limit was reached.
+    pub fn refuses<'a>(&self, database: &str, tables: impl IntoIterator<Item = &'a str>) -> Option<String> {
+        if !self.any_refused.load(Ordering::Acquire) {
+            return None;
+        }
+        let d = lock(&self.deferred);
+        tables.into_iter().find(|t| d.refused.contains(&(database.to_owned(), (*t).to_owned()))).map(str::to_owned)
+    }
+
+    /// Through which sequence every row is in committed Parquet: `shipped` counts deferred outputs as well.
+    fn committed_through(&self) -> Sequence {
+        let shipped = self.shared.watermarks().shipped;
+        lock(&self.deferred).from.map_or(shipped, |f| shipped.min(f.saturating_sub(1)))
+    }
+
     pub(super) fn set_forked(&self, why: String) {
         tracing::error!(error = %why, "forked: nothing more is shipped or released");
         self.shared.set_last_error(why.clone());
@@ -134,13 +176,13 @@ impl Control {
             let changed = self.shared.progress.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let through = self.shared.watermarks().shipped;
+            let through = self.committed_through();
             if through >= target {
                 let since = |c: &AtomicU64, before| c.load(Ordering::Relaxed).saturating_sub(before);
                 return Shipped::Done { files: since(&self.files, files), rows: since(&self.rows, rows), through };
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return Shipped::TimedOut { through: self.shared.watermarks().shipped, target };
+                return Shipped::TimedOut { through: self.committed_through(), target };
             }
         }
     }

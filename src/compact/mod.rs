@@ -4,6 +4,7 @@ mod builder;
 mod chunk;
 pub mod columns;
 pub mod control;
+mod deferred;
 mod encodings;
 pub mod name;
 pub mod parquet;

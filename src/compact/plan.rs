@@ -65,6 +65,11 @@ pub struct Mapped {
 const WINDOW: u64 = 64 << 20;
 
 impl Mapped {
+    /// One file that stands for all the inputs of a plan.
+    pub fn single(map: Mapping) -> Self {
+        Self { segments: vec![map], ..Self::default() }
+    }
+
     pub fn record(&self, segment: usize, payload_offset: u64, len: u32) -> &[u8] {
         let from = usize::try_from(payload_offset).unwrap_or(usize::MAX).saturating_sub(RECORD_HEADER_BYTES);
         let to = from.saturating_add(RECORD_HEADER_BYTES + len as usize);

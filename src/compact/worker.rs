@@ -57,31 +57,32 @@ pub enum Work {
 
 /// A plan being carried out.
 #[derive(Debug)]
-struct Current {
-    plan: Plan,
-    slices: Slices,
+pub(super) struct Current {
+    pub(super) plan: Plan,
+    pub(super) slices: Slices,
     /// Sequences of unparsable payloads were set aside.
-    unparsable_kept: bool,
+    pub(super) unparsable_kept: bool,
     /// The plan's object is in the store.
-    announced: bool,
+    pub(super) announced: bool,
     /// Earlier attempts ended uncleanly: each record is tried on its own first.
-    cautious: bool,
+    pub(super) cautious: bool,
 }
 
 pub struct Compactor {
-    shared: Arc<Shared>,
-    control: Arc<Control>,
-    vfs: Arc<dyn Vfs>,
-    sink: Arc<dyn Sink>,
-    manifest: Manifest,
-    catalog: Arc<Catalog>,
-    keys: Arc<Keys>,
-    prealloc: Arc<Preallocator>,
-    settings: Settings,
-    current: Option<Current>,
-    backoff: Backoff,
-    reserve_tried: Option<Duration>,
-    probe: Option<Probe>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) control: Arc<Control>,
+    pub(super) vfs: Arc<dyn Vfs>,
+    pub(super) sink: Arc<dyn Sink>,
+    pub(super) manifest: Manifest,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) prealloc: Arc<Preallocator>,
+    pub(super) settings: Settings,
+    pub(super) current: Option<Current>,
+    pub(super) backoff: Backoff,
+    pub(super) reserve_tried: Option<Duration>,
+    pub(super) deferred_due: Option<Duration>,
+    pub(super) probe: Option<Probe>,
 }
 
 impl Compactor {
@@ -115,9 +116,11 @@ impl Compactor {
             current: None,
             backoff,
             reserve_tried: None,
+            deferred_due: None,
             probe,
         };
         c.count_quarantine();
+        c.count_deferred();
         c
     }
 
@@ -164,7 +167,7 @@ impl Compactor {
         }
     }
 
-    fn trouble(&self, why: &str) {
+    pub(super) fn trouble(&self, why: &str) {
         if self.shared.last_error().as_deref() != Some(why) {
             tracing::warn!(error = %why, "compaction will be tried again");
         }
@@ -187,7 +190,7 @@ impl Compactor {
 
     fn advance(&mut self) -> Result<Work, Trouble> {
         if self.current.is_none() {
-            if self.release()? {
+            if self.retry_deferred()? || self.release()? {
                 return Ok(Work::Worked);
             }
             if let Some(open) = self.manifest.state.open_plan() {
@@ -318,7 +321,7 @@ impl Compactor {
             self.keep_unparsable(c)?;
         }
         self.adopt_published(c)?;
-        let todo: Vec<u32> = (0..c.plan.outputs.len() as u32).filter(|n| !self.is_committed(&c.plan, *n)).collect();
+        let todo: Vec<u32> = (0..c.plan.outputs.len() as u32).filter(|n| !self.is_settled(&c.plan, *n)).collect();
         if !todo.is_empty() {
             let stopped = self.build_all(c, &todo)?;
             if self.control.is_stopped() {
@@ -330,7 +333,10 @@ impl Compactor {
                 // The others are committed. What stopped these may go away by itself or by a person.
                 self.trouble(&format!("{} of {} outputs of plan {} wait; output {n}: {why}", stopped.len(), todo.len(), c.plan.plan));
                 self.shared.metrics.compact_retries_total.increment(1);
-                return Ok(false);
+                if !self.pins_too_much() {
+                    return Ok(false);
+                }
+                self.defer(c, &stopped)?;
             }
         }
         let entry = Entry::Shipped { plan: c.plan.plan, last_sequence: c.plan.last_sequence };
@@ -343,7 +349,7 @@ impl Compactor {
         Ok(true)
     }
 
-    fn is_committed(&self, plan: &Plan, n: u32) -> bool {
+    pub(super) fn is_committed(&self, plan: &Plan, n: u32) -> bool {
         self.manifest.state.plans.get(&plan.plan).is_some_and(|p| p.commits.contains_key(&n))
     }
 
@@ -402,7 +408,7 @@ impl Compactor {
     }
 
     /// Commits outputs whose object an earlier attempt has published under a recorded intent.
-    fn adopt_published(&mut self, c: &Current) -> Result<(), Trouble> {
+    pub(super) fn adopt_published(&mut self, c: &Current) -> Result<(), Trouble> {
         let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(()) };
         let mut found = Vec::new();
         for (n, files) in &state.intents {
@@ -419,15 +425,15 @@ impl Compactor {
         self.commit(c, found)
     }
 
-    fn spec(&self, c: &Current, n: u32) -> Option<OutputSpec> {
-        let o = c.plan.outputs.get(n as usize)?;
-        let s = c.plan.schemas.get(o.schema as usize)?;
+    fn spec(&self, plan: &Plan, n: u32) -> Option<OutputSpec> {
+        let o = plan.outputs.get(n as usize)?;
+        let s = plan.schemas.get(o.schema as usize)?;
         let columns = s
             .columns
             .iter()
             .map(|x| Some(SchemaColumn { name: x.name.clone(), ty: x.column_type()?, tag: x.tag }))
             .collect::<Option<Vec<_>>>()?;
-        let w = &c.plan.writer;
+        let w = &plan.writer;
         let compression = match w.compression.as_str() {
             "none" => Codecs::None,
             "snappy" => Codecs::Snappy,
@@ -436,9 +442,9 @@ impl Compactor {
         };
         let metadata = [
             ("arc.log_uuid", self.shared.log.to_string()),
-            ("arc.plan", c.plan.plan.to_string()),
-            ("arc.first_sequence", c.plan.first_sequence.to_string()),
-            ("arc.last_sequence", c.plan.last_sequence.to_string()),
+            ("arc.plan", plan.plan.to_string()),
+            ("arc.first_sequence", plan.first_sequence.to_string()),
+            ("arc.last_sequence", plan.last_sequence.to_string()),
         ];
         Some(OutputSpec {
             database: s.database.clone(),
@@ -458,15 +464,16 @@ impl Compactor {
     /// Builds the outputs on up to `workers` threads, and records, publishes and commits each as it is ready.
     ///
     /// What stops one output stops it alone: those are returned with the reason. A full disk stops all.
-    fn build_all(&mut self, c: &Current, todo: &[u32]) -> Result<BTreeMap<u32, String>, Trouble> {
+    pub(super) fn build_all(&mut self, c: &Current, todo: &[u32]) -> Result<BTreeMap<u32, String>, Trouble> {
         let next = AtomicUsize::new(0);
         let workers = self.settings.workers.clamp(1, todo.len());
         // One finished output waits at most for each worker: what is staged is bounded.
         let (tx, rx) = mpsc::sync_channel::<(u32, Result<Ready, Trouble>)>(workers);
         let mut specs: BTreeMap<u32, OutputSpec> = BTreeMap::new();
         for n in todo {
-            let spec =
-                self.spec(c, *n).ok_or_else(|| Trouble::Retry(format!("plan {}: output {n} has an unknown column type", c.plan.plan)))?;
+            let spec = self
+                .spec(&c.plan, *n)
+                .ok_or_else(|| Trouble::Retry(format!("plan {}: output {n} has an unknown column type", c.plan.plan)))?;
             specs.insert(*n, spec);
         }
         let mut stopped = BTreeMap::new();
@@ -692,7 +699,7 @@ impl Compactor {
         Ok(true)
     }
 
-    fn append(&mut self, entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), Trouble> {
+    pub(super) fn append(&mut self, entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), Trouble> {
         if entries.is_empty() && keys.is_empty() {
             return Ok(());
         }

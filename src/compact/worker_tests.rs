@@ -38,18 +38,18 @@ struct Core {
 
 impl Core {
     fn open(root: &Path) -> Self {
-        Self::open_with(root, |_| {})
+        Self::open_with(root, 64 << 20, |_| {})
     }
 
     /// `tamper` sees the manifest before the compactor does.
-    fn open_with(root: &Path, tamper: impl FnOnce(&mut crate::wal::manifest::Manifest)) -> Self {
+    fn open_with(root: &Path, max_size: u64, tamper: impl FnOnce(&mut crate::wal::manifest::Manifest)) -> Self {
         let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
         let clock = SystemClock::shared();
         let catalog = Catalog::new(100, 100);
         let settings = LogSettings {
             directory: root.join("wal"),
             segment_data: 16 << 10,
-            max_size: 64 << 20,
+            max_size,
             reserve: 4096,
             pool: 2,
             engine: Engine::Pwrite,
@@ -214,6 +214,43 @@ fn a_foreign_object_stops_its_output_alone() {
     assert_eq!(c.rows(), 2);
 }
 
+/// An output that cannot be published while the log fills up moves aside: the others are released, the watermarks go on, a
+/// flush does not call it committed; and it is published under its planned name when it can be, also by a later process.
+#[test]
+fn a_stopped_output_that_pins_the_log_moves_to_a_side_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    let mut rows = 0;
+    let blocker = dir.path().join("lake/db/a");
+    std::fs::create_dir_all(dir.path().join("lake/db")).unwrap();
+    // A file where the table's directory would be.
+    std::fs::write(&blocker, b"").unwrap();
+    while c.shared.backlog().0 <= 64 << 10 {
+        c.append(rows, &["a", "b"]);
+        rows += 1;
+    }
+    assert!(c.ship(), "released although table a cannot be published: {:?}", c.shared.last_error());
+    assert_eq!(c.rows(), rows as u64, "table b's rows");
+    let d = c.control.deferred();
+    assert_eq!((d.outputs, d.from), (1, Some(1)));
+    let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let flushed = rt.block_on(c.control.flush(Duration::from_millis(20)));
+    assert!(matches!(flushed, super::control::Shipped::TimedOut { through: 0, .. }), "{flushed:?}");
+    drop(c);
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    assert_eq!(c.control.deferred().outputs, 1, "remembered");
+    std::fs::remove_file(&blocker).unwrap();
+    c.compactor.step();
+    c.compactor.step();
+    assert_eq!(c.control.deferred().outputs, 0, "{:?}", c.shared.last_error());
+    assert_eq!((c.rows(), c.files().len()), (2 * rows as u64, 2));
+    assert!(OsVfs.list(&dir.path().join("wal/side")).unwrap().is_empty());
+    drop(c);
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    assert!(c.ship());
+    assert_eq!(c.rows(), 2 * rows as u64);
+}
+
 /// A record at which the process ended again and again is set aside; its bytes and the reason are in the quarantine, the rest is
 /// shipped. One such end alone condemns nothing.
 #[test]
@@ -237,7 +274,7 @@ fn a_record_that_keeps_ending_the_process_is_set_aside() {
         }
         assert_eq!(c.control.plans().1, Some(1));
         drop(c);
-        let mut c = Core::open_with(dir.path(), |m| {
+        let mut c = Core::open_with(dir.path(), 64 << 20, |m| {
             let mut e: Vec<Entry> = (0..4).map(|_| Entry::Attempt { plan: 1 }).collect();
             e.extend((0..suspicions).map(|_| Entry::Suspect { plan: 1, output: 0, sequence: 2 }));
             m.append(e, &[]).unwrap();

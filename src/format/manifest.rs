@@ -153,7 +153,13 @@ pub enum Entry {
         rows: u64,
         set_aside: Vec<SetAside>,
     },
-    /// All outputs of the plan are committed.
+    /// The records of an output that cannot be published now are in a side segment of their own; its commit follows some day.
+    Deferred {
+        plan: u64,
+        output: u32,
+        bytes: u64,
+    },
+    /// All outputs of the plan are committed or deferred.
     Shipped {
         plan: u64,
         last_sequence: Sequence,

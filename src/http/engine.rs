@@ -126,6 +126,14 @@ impl Engine {
         if decoded.tables.is_empty() {
             return Ok(WriteOutcome { sequence: None, replayed: false });
         }
+        if let Some(table) = r.control.refuses(&request.database, decoded.tables.iter().map(|t| t.table.as_str())) {
+            return Err(RequestError::unavailable(
+                Reason::Backlog,
+                format!(
+                    "table '{table}': its files cannot be published and what may wait for that is full (see last_error of /api/v1/status); other tables are taken"
+                ),
+            ));
+        }
         let entry = claim.as_ref().map(|c| c.entry);
         let admitted = admit(&r.catalog, &request.database, decoded, entry, receive_time_us, s.max_record_size).await?;
         self.metrics.ingest_decode_seconds.record(self.clock.monotonic().saturating_sub(started).as_secs_f64());
@@ -241,6 +249,7 @@ impl Backend for Engine {
             .collect();
         let (done, open) = r.control.plans();
         let (records, quarantined) = r.control.quarantined();
+        let deferred = r.control.deferred();
         json!({
             "version": version,
             "log_uuid": r.shared.log.to_string(),
@@ -252,6 +261,7 @@ impl Backend for Engine {
             "plans": {"shipped": done, "open": open},
             "tables": tables,
             "quarantine": {"records": records, "bytes": quarantined},
+            "deferred": {"outputs": deferred.outputs, "bytes": deferred.bytes},
             "keys": r.keys.len(),
             "last_error": r.shared.last_error(),
             "damage": r.damage,

@@ -26,6 +26,18 @@ pub fn pool_name(id: u64) -> String {
     format!("free-{id:016x}.tmp")
 }
 
+/// The side segment of a deferred output.
+pub fn deferred_name(plan: u64, output: u32) -> String {
+    format!("out-{plan:016x}-{output:08x}.wal")
+}
+
+/// Plan and output in the name of a side segment.
+pub fn parse_deferred(name: &str) -> Option<(u64, u32)> {
+    let (plan, output) = name.strip_prefix("out-")?.strip_suffix(".wal")?.split_once('-')?;
+    (output.len() == 8).then_some(())?;
+    Some((hex(plan)?, u32::from_str_radix(output, 16).ok()?))
+}
+
 fn hex(s: &str) -> Option<u64> {
     (s.len() == 16 && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))).then(|| u64::from_str_radix(s, 16).ok())?
 }

@@ -70,6 +70,8 @@ pub struct ManifestState {
     /// Checkpoint of the catalog through `released` (or later).
     pub tables: BTreeMap<(String, String), TableEntry>,
     pub keys: Vec<StoredKey>,
+    /// Outputs whose records stand in side segments, (plan, output), with the bytes of those.
+    pub deferred: BTreeMap<(u64, u32), u64>,
     /// Damage counted before: (segment, offset).
     pub damage: Vec<Entry>,
     /// The highest segment id named anywhere.
@@ -104,6 +106,11 @@ impl ManifestState {
                     return Err(format!("a commit names output {output} of plan {plan}, which has {}", p.plan.outputs.len()));
                 }
                 p.commits.insert(output, OutputFile { length, sha256, rows, set_aside });
+                self.deferred.remove(&(plan, output));
+            }
+            Entry::Deferred { plan, output, bytes } => {
+                self.plan(plan)?;
+                self.deferred.insert((plan, output), bytes);
             }
             Entry::Shipped { plan, last_sequence } => {
                 self.shipped = self.shipped.max(last_sequence);
@@ -143,34 +150,28 @@ impl ManifestState {
         for chunk in tables.chunks(500) {
             out.push(Entry::Catalog { last_sequence: self.released, tables: chunk.to_vec() });
         }
-        let mut kept = 0usize;
-        let first_kept = self
-            .plans
-            .iter()
-            .rev()
-            .find(|(_, p)| {
-                kept += p.plan.outputs.len();
-                p.shipped && kept > KEEP_SHIPPED_OUTPUTS
-            })
-            .map_or(0, |(k, _)| k + 1);
-        for (k, p) in self.plans.range(first_kept..) {
+        for (k, p) in &self.plans {
             out.push(Entry::Plan(p.plan.clone()));
             out.extend((0..p.attempts).map(|_| Entry::Attempt { plan: *k }));
-            if !p.shipped {
-                for (output, files) in &p.intents {
-                    out.extend(files.iter().map(|f| Entry::Intent {
-                        plan: *k,
-                        output: *output,
-                        length: f.length,
-                        sha256: f.sha256.clone(),
-                        rows: f.rows,
-                        set_aside: f.set_aside.clone(),
-                    }));
-                }
-                for ((output, sequence), times) in &p.suspects {
-                    out.extend((0..*times).map(|_| Entry::Suspect { plan: *k, output: *output, sequence: *sequence }));
-                }
+            let open = |o: &u32| !p.shipped || self.deferred.contains_key(&(*k, *o));
+            for (output, files) in p.intents.iter().filter(|(o, _)| open(o)) {
+                out.extend(files.iter().map(|f| Entry::Intent {
+                    plan: *k,
+                    output: *output,
+                    length: f.length,
+                    sha256: f.sha256.clone(),
+                    rows: f.rows,
+                    set_aside: f.set_aside.clone(),
+                }));
             }
+            for ((output, sequence), times) in p.suspects.iter().filter(|((o, _), _)| open(o)) {
+                out.extend((0..*times).map(|_| Entry::Suspect { plan: *k, output: *output, sequence: *sequence }));
+            }
+            out.extend(self.deferred.range((*k, 0)..=(*k, u32::MAX)).map(|((_, o), bytes)| Entry::Deferred {
+                plan: *k,
+                output: *o,
+                bytes: *bytes,
+            }));
             out.extend(p.commits.iter().map(|(o, f)| Entry::Commit {
                 plan: *k,
                 output: *o,
@@ -183,7 +184,7 @@ impl ManifestState {
                 out.push(Entry::Shipped { plan: *k, last_sequence: p.plan.last_sequence });
             }
         }
-        if self.next_plan > 1 && self.plans.range(first_kept..).next().is_none() {
+        if self.next_plan > 1 && self.plans.is_empty() {
             out.push(Entry::Shipped { plan: self.next_plan - 1, last_sequence: self.shipped });
         }
         out.push(Entry::Released { segment: self.released_segment, last_sequence: self.released });
@@ -296,12 +297,13 @@ impl Manifest {
         clock: SharedClock,
         dir: &Path,
         log: LogId,
-        mut state: ManifestState,
+        state: ManifestState,
         previous: Option<(DeclaredEnd, Vec<PathBuf>)>,
     ) -> io::Result<Self> {
         let id = previous.as_ref().map_or(1, |(p, _)| p.id + 1);
         let first = previous.as_ref().map_or(1, |(p, _)| p.last_sequence + 1);
         let salt = clock.random_u64();
+        let mut state = prune(state);
         let keys = std::mem::take(&mut state.keys);
         let mut payloads: Vec<(RecordKind, Vec<u8>)> = Vec::new();
         for e in state.snapshot() {
@@ -372,7 +374,6 @@ impl Manifest {
     pub fn rewrite(&mut self, keys: Vec<StoredKey>) -> io::Result<()> {
         let old = DeclaredEnd { id: self.header.id, salt: self.header.salt, end: self.end, last_sequence: self.next - 1 };
         let state = ManifestState { keys, ..self.state.clone() };
-        let state = prune(state);
         *self = Self::create(
             Arc::clone(&self.vfs),
             self.clock.clone(),
@@ -444,15 +445,18 @@ impl Manifest {
     }
 }
 
-/// Drops what a rewritten manifest need not say again.
+/// Drops what a rewritten manifest need not say again: shipped plans beyond the newest, unless an output of theirs is deferred.
 fn prune(mut s: ManifestState) -> ManifestState {
     let mut kept = 0usize;
-    let drop_through = s.plans.iter().rev().find_map(|(k, p)| {
+    let mut drop = Vec::new();
+    for (k, p) in s.plans.iter().rev() {
         kept += p.plan.outputs.len();
-        (p.shipped && kept > KEEP_SHIPPED_OUTPUTS).then_some(*k)
-    });
-    if let Some(k) = drop_through {
-        s.plans = s.plans.split_off(&(k + 1));
+        if p.shipped && kept > KEEP_SHIPPED_OUTPUTS && s.deferred.range((*k, 0)..=(*k, u32::MAX)).next().is_none() {
+            drop.push(*k);
+        }
+    }
+    for k in drop {
+        s.plans.remove(&k);
     }
     s
 }

@@ -1,0 +1,197 @@
+//! Outputs that cannot be published for a long time: their records move to side segments, so that the rest of the plan is released.
+//!
+//! INVARIANT(deferred-is-durable): a plan counts an output as deferred only after a side segment with all its records, under their own sequences,
+//! has been synced with its name, and a manifest record says so. The side segment goes only after the output's commit.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::time::Duration;
+
+use super::SliceRef;
+use super::builder::Trouble;
+use super::control::Deferred;
+use super::plan::{Mapped, Slices};
+use super::worker::{Compactor, Current};
+use crate::format::file_header::{FORMAT_MINOR, FileHeader, FileKind};
+use crate::format::manifest::{Entry, Plan};
+use crate::format::payload::PayloadView;
+use crate::format::record::{RecordHeader, RecordKind, record_len};
+use crate::format::scan::{Found, Scanner};
+use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::vfs::{SyncMode, is_no_space};
+use crate::wal::files;
+use crate::wal::reader::read_header;
+
+/// How long deferred outputs wait between attempts.
+const RETRY: Duration = Duration::from_secs(5);
+
+impl Compactor {
+    /// Whether what waits behind a stopped output takes more than a quarter of the log.
+    pub(super) fn pins_too_much(&self) -> bool {
+        self.shared.backlog().0 > self.shared.settings.max_size / 4
+    }
+
+    /// Committed, or its records are in a side segment.
+    pub(super) fn is_settled(&self, plan: &Plan, n: u32) -> bool {
+        self.is_committed(plan, n) || self.manifest.state.deferred.contains_key(&(plan.plan, n))
+    }
+
+    pub(super) fn defer(&mut self, c: &Current, stopped: &BTreeMap<u32, String>) -> Result<(), Trouble> {
+        let dir = self.shared.settings.directory.join(files::SIDE);
+        let mut entries = Vec::new();
+        for n in stopped.keys() {
+            let Some(list) = c.slices.outputs.get(*n as usize) else { continue };
+            let bytes = self.write_side(&c.plan, *n, list, &c.slices.mapped)?;
+            tracing::warn!(plan = c.plan.plan, output = n, bytes, "this output cannot be published: its records move to a side segment");
+            entries.push(Entry::Deferred { plan: c.plan.plan, output: *n, bytes });
+        }
+        self.vfs.sync_dir(&dir)?;
+        self.append(entries, &[])?;
+        self.count_deferred();
+        Ok(())
+    }
+
+    fn write_side(&self, plan: &Plan, n: u32, list: &[SliceRef], mapped: &Mapped) -> Result<u64, Trouble> {
+        let dir = self.shared.settings.directory.join(files::SIDE);
+        let name = files::deferred_name(plan.plan, n);
+        let tmp = dir.join(format!("{name}.tmp"));
+        let _ = self.vfs.remove(&tmp);
+        let data: u64 = list.iter().map(|s| record_len(s.len as usize) as u64).sum();
+        let len = (FILE_HEADER_BYTES as u64 + data).next_multiple_of(BLOCK as u64);
+        let salt = self.shared.clock.random_u64();
+        let header = FileHeader {
+            kind: FileKind::Segment,
+            minor: FORMAT_MINOR,
+            compatible: 0,
+            incompatible: 0,
+            log: self.shared.log,
+            id: plan.plan,
+            first_sequence: list.first().map_or(1, |s| s.sequence),
+            salt,
+            epoch: self.manifest.state.epoch,
+            file_len: len,
+            predecessor: None,
+        };
+        let made = (|| -> io::Result<()> {
+            let f = self.vfs.create_new(&tmp)?;
+            f.set_len(len)?;
+            f.write_all_at(&[&header.encode_file()], 0)?;
+            let mut at = FILE_HEADER_BYTES as u64;
+            for s in list {
+                let record = mapped.record(s.segment as usize, s.offset, s.len);
+                let Some((old, payload)) = record.split_at_checked(RECORD_HEADER_BYTES) else { continue };
+                let Some(old) = RecordHeader::parse(old) else { continue };
+                let h = RecordHeader { salt, offset: at, durable_floor: s.sequence, ..old };
+                f.write_all_at(&[&h.encode(), payload], at)?;
+                at += h.record_len() as u64;
+            }
+            f.sync(SyncMode::Full)?;
+            self.vfs.rename(&tmp, &dir.join(&name))
+        })();
+        match made {
+            Ok(()) => Ok(len),
+            Err(e) => {
+                let _ = self.vfs.remove(&tmp);
+                Err(if is_no_space(&e) {
+                    Trouble::NoSpace(format!("side segment {name}: {e}"))
+                } else {
+                    Trouble::Retry(format!("side segment {name}: {e}"))
+                })
+            }
+        }
+    }
+
+    /// Tries to publish one deferred output; true when one was committed.
+    pub(super) fn retry_deferred(&mut self) -> Result<bool, Trouble> {
+        let now = self.shared.clock.monotonic();
+        if self.manifest.state.deferred.is_empty() || self.control.is_paused() || self.deferred_due.is_some_and(|d| now < d) {
+            return Ok(false);
+        }
+        let all: Vec<(u64, u32)> = self.manifest.state.deferred.keys().copied().collect();
+        for (k, n) in all {
+            let Some(plan) = self.manifest.state.plans.get(&k).map(|p| p.plan.clone()) else { continue };
+            let path = self.shared.settings.directory.join(files::SIDE).join(files::deferred_name(k, n));
+            let slices = match self.side_slices(&plan, n, &path) {
+                Ok(s) => s,
+                Err(e) => {
+                    self.trouble(&format!("{}: {e}", path.display()));
+                    continue;
+                }
+            };
+            let c = Current { plan, slices, unparsable_kept: true, announced: true, cautious: false };
+            self.adopt_published(&c)?;
+            if !self.is_committed(&c.plan, n) {
+                let stopped = self.build_all(&c, &[n])?;
+                if let Some(why) = stopped.values().next() {
+                    self.trouble(&format!("output {n} of plan {k} still waits: {why}"));
+                    continue;
+                }
+            }
+            if self.is_committed(&c.plan, n) {
+                drop(c);
+                self.vfs.remove(&path)?;
+                self.count_deferred();
+                return Ok(true);
+            }
+        }
+        self.deferred_due = Some(now + RETRY);
+        Ok(false)
+    }
+
+    fn side_slices(&self, plan: &Plan, n: u32, path: &std::path::Path) -> io::Result<Slices> {
+        let o = plan.outputs.get(n as usize).ok_or_else(|| io::Error::other("the plan has no such output"))?;
+        let schema = plan.schemas.get(o.schema as usize).ok_or_else(|| io::Error::other("the plan has no such schema"))?;
+        let (len, header) = read_header(&*self.vfs, path, FileKind::Segment)?;
+        let (header, _) = header.map_err(|[a, b]| io::Error::other(format!("both header copies are bad: {a}; {b}")))?;
+        let map = self.vfs.open(path, false)?.map(len)?;
+        let mut list = Vec::new();
+        for found in Scanner::new(&map, header.salt, FILE_HEADER_BYTES as u64, len) {
+            let Found::Record(r) = found else { continue };
+            if r.kind != RecordKind::Write {
+                continue;
+            }
+            let p = PayloadView::parse(Scanner::payload(&map, &r)).map_err(|e| io::Error::other(e.to_string()))?;
+            for (i, t) in p.index.tables.iter().enumerate().filter(|(_, t)| *t.table == *schema.table) {
+                if let Some((_, rows)) = t.hours.iter().find(|(h, _)| *h == o.hour) {
+                    let offset = r.offset + RECORD_HEADER_BYTES as u64;
+                    list.push(SliceRef::new(r.sequence, 0, offset, r.payload_len, i as u32, *rows, t.hours.len() == 1));
+                }
+            }
+        }
+        let rows: u64 = list.iter().map(|s| u64::from(s.rows())).sum();
+        if rows != o.rows {
+            return Err(io::Error::other(format!("it holds {rows} rows of this output, the plan says {}", o.rows)));
+        }
+        let mut outputs = vec![Vec::new(); plan.outputs.len()];
+        if let Some(x) = outputs.get_mut(n as usize) {
+            *x = list;
+        }
+        Ok(Slices { mapped: Mapped::single(map), outputs, findings: Vec::new(), unparsable: Vec::new() })
+    }
+
+    /// Tells requests which tables have too much waiting, and removes side segments that nothing names any more.
+    pub(super) fn count_deferred(&mut self) {
+        let dir = self.shared.settings.directory.join(files::SIDE);
+        let state = &self.manifest.state;
+        for e in self.vfs.list(&dir).unwrap_or_default() {
+            if files::parse_deferred(&e.name).is_some_and(|k| !state.deferred.contains_key(&k)) || e.name.ends_with(".wal.tmp") {
+                let _ = self.vfs.remove(&dir.join(&e.name));
+            }
+        }
+        let limit = self.shared.settings.max_size / 4;
+        let mut by_table: HashMap<(String, String), u64> = HashMap::new();
+        let mut d = Deferred::default();
+        for ((k, n), bytes) in &state.deferred {
+            let Some(p) = state.plans.get(k) else { continue };
+            let Some(o) = p.plan.outputs.get(*n as usize) else { continue };
+            d.outputs += 1;
+            d.bytes += bytes;
+            d.from = Some(d.from.map_or(o.first_sequence, |f| f.min(o.first_sequence)));
+            if let Some(s) = p.plan.schemas.get(o.schema as usize) {
+                *by_table.entry((s.database.clone(), s.table.clone())).or_default() += bytes;
+            }
+        }
+        d.refused = by_table.into_iter().filter(|(_, b)| *b > limit).map(|(t, _)| t).collect::<HashSet<_>>();
+        self.control.set_deferred(d);
+    }
+}
