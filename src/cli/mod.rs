@@ -5,8 +5,10 @@
 
 pub mod bench;
 pub mod config;
+pub mod quarantine;
 pub mod serve;
 pub mod version;
+pub mod wal;
 
 use crate::config::{Config, ConfigError, LoadOptions, Origins, Warning};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -16,6 +18,8 @@ use std::process::ExitCode;
 
 /// A runtime error.
 pub const EXIT_FAILURE: u8 = 1;
+/// A tool found problems and changed nothing.
+pub const EXIT_PROBLEMS: u8 = 3;
 /// Reading or writing failed.
 pub const EXIT_IO: u8 = 74;
 
@@ -59,10 +63,19 @@ pub enum Color {
 impl Color {
     /// Whether to colour what goes to stderr.
     pub fn on_stderr(self) -> bool {
+        self.on(std::io::stderr().is_terminal())
+    }
+
+    /// Whether to colour what people read on stdout.
+    pub fn on_stdout(self) -> bool {
+        self.on(std::io::stdout().is_terminal())
+    }
+
+    fn on(self, terminal: bool) -> bool {
         match self {
             Self::Always => true,
             Self::Never => false,
-            Self::Auto => std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::io::stderr().is_terminal(),
+            Self::Auto => std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && terminal,
         }
     }
 }
@@ -74,6 +87,12 @@ enum Command {
     /// Check, show and document the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Look at a log, live or copied, and change nothing
+    #[command(subcommand)]
+    Wal(wal::WalCommand),
+    /// Look at slices that could not be turned into Parquet
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
     /// Measure a running server, and check what it stored
     Bench(Box<bench::BenchArgs>),
     /// Say which version this is
@@ -117,6 +136,14 @@ impl Global {
     }
 }
 
+/// A table without lines, for people.
+fn plain_table(head: &[&str]) -> comfy_table::Table {
+    let mut t = comfy_table::Table::new();
+    t.load_style(comfy_table::presets::NOTHING);
+    t.set_header(head.iter().copied());
+    t
+}
+
 /// Writes data to stdout and turns the outcome into an exit code: a reader that has seen enough is no error.
 pub fn print(text: &str) -> ExitCode {
     let mut out = std::io::stdout().lock();
@@ -139,6 +166,8 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Serve => serve::run(&cli.global),
         Command::Config(command) => config::run(&cli.global, &command),
+        Command::Wal(command) => wal::run(&cli.global, command),
+        Command::Quarantine(command) => quarantine::run(&cli.global, command),
         Command::Bench(args) => bench::run(&cli.global, *args),
         Command::Version(args) => version::run(&args),
     }
@@ -155,6 +184,17 @@ mod tests {
         let cli =
             Cli::try_parse_from(["arc", "config", "show", "--origin", "--set", "a.b=c", "--set", "d.e=f", "--color", "never"]).unwrap();
         assert_eq!(cli.global.sets, ["a.b=c", "d.e=f"]);
+        for good in [
+            &["wal", "list"][..],
+            &["wal", "list", "d", "--json"],
+            &["wal", "verify", "d", "--lake", "l", "--json"],
+            &["wal", "dump", "--dir", "d", "--from", "1", "--to", "2", "--limit", "3", "--table", "t", "--database", "b", "--records"],
+            &["quarantine", "list", "d"],
+            &["quarantine", "show", "7", "d", "--json"],
+        ] {
+            assert!(Cli::try_parse_from(["arc"].iter().chain(good)).is_ok(), "{good:?}");
+        }
+        assert_eq!(Cli::try_parse_from(["arc", "wal", "list", "d", "--dir", "d"]).unwrap_err().exit_code(), 2);
         assert_eq!(Cli::try_parse_from(["arc", "nothing"]).unwrap_err().exit_code(), 2);
     }
 }

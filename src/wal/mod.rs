@@ -20,4 +20,6 @@ pub use queue::{AppendError, Appender, Completion};
 pub use shared::{SealedSegment, Shared, Watermarks};
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::format::file_header::{FileHeader, FileKind, HeaderError};
 use crate::format::record::{RecordHeader, RecordKind};
-use crate::format::scan::{Found, Known, Scanner, Verdict, judge};
+use crate::format::scan::{Found, Known, Label, Scanner, Verdict, judge};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::vfs::{File, Vfs, read_full};
 
@@ -58,14 +58,18 @@ pub type HeaderCopies = Result<(FileHeader, [Option<HeaderError>; 2]), [HeaderEr
 /// Of opening the file; bad headers are the inner error.
 pub fn read_header(vfs: &dyn Vfs, path: &Path, kind: FileKind) -> io::Result<(u64, HeaderCopies)> {
     let f = vfs.open(path, false)?;
-    let len = f.len()?;
+    Ok((f.len()?, header_of(&*f, kind)))
+}
+
+/// The header of an open file.
+pub fn header_of(f: &dyn File, kind: FileKind) -> HeaderCopies {
     let mut head = vec![0u8; FILE_HEADER_BYTES];
     let mut n = 0;
     for block in head.chunks_mut(BLOCK) {
-        n += read_full(&*f, block, n as u64).unwrap_or(BLOCK);
+        n += read_full(f, block, n as u64).unwrap_or(BLOCK);
     }
     head.truncate(n.min(FILE_HEADER_BYTES));
-    Ok((len, FileHeader::parse_file(&head, kind)))
+    FileHeader::parse_file(&head, kind)
 }
 
 /// Scans and judges the records of one file.
@@ -73,6 +77,32 @@ pub fn scan(file: &FileBytes, salt: u64, known: Known) -> Verdict {
     let to = known.declared.map_or(file.bytes.len() as u64, |d| d.0.min(file.bytes.len() as u64));
     let found: Vec<Found> = Scanner::new(&file.bytes, salt, FILE_HEADER_BYTES as u64, to).collect();
     judge(known, &found)
+}
+
+/// [`scan`] of a file that a live server may be appending to: `bytes` was read while groups were written, so that a group may
+/// be there in part, or be absent although one behind it is there.
+///
+/// Groups are written in the order of their offsets. Whatever stands in front of a record that the first read has seen is
+/// complete in a second one, so when the two differ, the second is judged, up to the last record that the first has seen.
+///
+/// # Errors
+/// As [`read_file`].
+pub fn scan_growing(f: &dyn File, bytes: &mut FileBytes, salt: u64, known: Known) -> io::Result<Verdict> {
+    let v = scan(bytes, salt, known);
+    if v.findings.is_empty() {
+        return Ok(v);
+    }
+    let mut again = FileBytes::default();
+    read_file(f, &mut again)?;
+    if again.bytes == bytes.bytes {
+        return Ok(v);
+    }
+    let kept = v.records.iter().map(|r| r.offset + r.record_len() as u64);
+    let refused = v.findings.iter().filter(|f| matches!(f.label, Label::BehindTorn | Label::Repeated)).map(|f| f.to);
+    let seen = kept.chain(refused).max().unwrap_or(FILE_HEADER_BYTES as u64);
+    again.bytes.truncate(usize::try_from(seen).unwrap_or(usize::MAX));
+    *bytes = again;
+    Ok(scan(bytes, salt, known))
 }
 
 /// The salt of a file whose header is lost: that of the first record that vouches for itself and its place.

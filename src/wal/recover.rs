@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::commit::{Activation, Active, Committer, activate};
 use super::files;
 use super::manifest::{Loaded, Manifest, ManifestError, ManifestState, load, put_group};
 use super::prealloc::{Preallocator, Spare};
-use super::reader::{FileBytes, read_file, read_header, salt_without_header, scan};
+use super::reader::{FileBytes, header_of, read_file, read_header, salt_without_header, scan, scan_growing};
 use super::shared::{LogSettings, SealedSegment, Shared, Watermarks, lock};
 use crate::clock::SharedClock;
 use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind};
@@ -22,7 +23,7 @@ use crate::format::scan::{Finding, Known, Label, Scanner, Verdict};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::metrics::Metrics;
 use crate::types::{LogId, Sequence};
-use crate::vfs::{SyncMode, Vfs, is_no_space, write_durable};
+use crate::vfs::{File, SyncMode, Vfs, is_no_space, write_durable};
 
 /// A finding with its file.
 #[derive(Clone, Debug)]
@@ -40,7 +41,8 @@ pub struct SegmentReport {
     pub first_sequence: Sequence,
     pub last_sequence: Sequence,
     pub end: u64,
-    /// `clean`, `active` (newest, clean), `torn`, `damaged`, `header_lost`, `released` (left over).
+    /// `clean`, `active` (newest, clean), `torn`, `damaged`, `header_lost`, `released` (left over), `recycled` (used anew by a live
+    /// server while it was read: nothing of it is in the report).
     pub label: &'static str,
 }
 
@@ -127,6 +129,25 @@ struct Listed {
 /// # Errors
 /// Only when the directory or a file cannot be opened at all; whatever is wrong inside is in the report.
 pub fn inspect(vfs: &dyn Vfs, dir: &Path, visit: &mut dyn FnMut(Visited<'_>), progress: &mut dyn FnMut(Progress)) -> io::Result<Report> {
+    let all = &mut |v: Visited<'_>| {
+        visit(v);
+        ControlFlow::Continue(())
+    };
+    inspect_from(vfs, dir, 0, all, progress)
+}
+
+/// Like [`inspect`], but segments whose declared end lies below sequence `from` are not read, and `visit` may end it: the report
+/// then covers only what was looked at.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_from(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    from: Sequence,
+    visit: &mut dyn FnMut(Visited<'_>) -> ControlFlow<()>,
+    progress: &mut dyn FnMut(Progress),
+) -> io::Result<Report> {
     let mut report = Report::default();
     let mut manifest_floor = 0;
     match load(vfs, dir) {
@@ -151,6 +172,13 @@ pub fn inspect(vfs: &dyn Vfs, dir: &Path, visit: &mut dyn FnMut(Visited<'_>), pr
         progress(Progress { bytes_done: done, bytes_total: total });
         let successor = listed.get(i + 1);
         let declared = successor.and_then(|s| s.header.as_ref().ok()).and_then(|h| h.predecessor).filter(|p| p.id == l.id);
+        if let (Ok(_), Some(d)) = (&l.header, declared)
+            && d.last_sequence < from
+        {
+            next = Some(d.last_sequence + 1);
+            done += l.len;
+            continue;
+        }
         let f = match vfs.open(&l.path, false) {
             // A live server has released it meanwhile.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
@@ -158,7 +186,16 @@ pub fn inspect(vfs: &dyn Vfs, dir: &Path, visit: &mut dyn FnMut(Visited<'_>), pr
         };
         read_file(&*f, &mut bytes)?;
         done += l.len;
-        next = judge_segment(&mut report, l, declared, successor.is_none(), floor, next, &bytes, visit);
+        let mut flow = ControlFlow::Continue(());
+        let each = &mut |v: Visited<'_>| {
+            if flow.is_continue() {
+                flow = visit(v);
+            }
+        };
+        next = judge_segment(&mut report, l, declared, successor.is_none(), floor, next, (&*f, &mut bytes), each)?;
+        if flow.is_break() {
+            break;
+        }
     }
     progress(Progress { bytes_done: done, bytes_total: total });
     let released = report.state.released.max(report.state.shipped);
@@ -250,9 +287,9 @@ fn judge_segment(
     newest: bool,
     floor: Sequence,
     next: Option<Sequence>,
-    bytes: &FileBytes,
+    (file, bytes): (&dyn File, &mut FileBytes),
     visit: &mut dyn FnMut(Visited<'_>),
-) -> Option<Sequence> {
+) -> io::Result<Option<Sequence>> {
     let (salt, first) = match &l.header {
         Ok(h) => (h.salt, h.first_sequence),
         Err(why) => {
@@ -274,19 +311,34 @@ fn judge_segment(
                     "{}: both header copies are bad ({why}) and no record tells its generation: what it held is not known; restore it from a copy",
                     l.path.display()
                 ));
-                return next;
+                return Ok(next);
             };
             (salt, first)
         }
     };
+    // The end is known from the successor; if its header is lost, everything up to the known floor was durable all the same.
+    let known = Known { first_sequence: first, declared: declared.map(|d| (d.end, d.last_sequence)), floor };
+    let v = if newest { scan_growing(file, bytes, salt, known)? } else { scan(bytes, salt, known) };
+    if l.header.is_ok() && header_of(file, FileKind::Segment).is_ok_and(|(h, _)| h.salt != salt) {
+        let (path, first_sequence) = (l.path.clone(), first);
+        let label = "recycled";
+        report.segments.push(SegmentReport {
+            id: l.id,
+            path,
+            file_len: l.len,
+            salt,
+            first_sequence,
+            last_sequence: first - 1,
+            end: 0,
+            label,
+        });
+        return Ok(next);
+    }
     if let Some(n) = next
         && first != n
     {
         report.refusals.push(format!("{}: begins with sequence {first}, expected {n}", l.path.display()));
     }
-    // The end is known from the successor; if its header is lost, everything up to the known floor was durable all the same.
-    let known = Known { first_sequence: first, declared: declared.map(|d| (d.end, d.last_sequence)), floor };
-    let v = scan(bytes, salt, known);
     for r in v.records.iter().filter(|r| r.kind == RecordKind::Write) {
         visit(Visited { segment: l.id, header: r, payload: Scanner::payload(&bytes.bytes, r) });
     }
@@ -323,7 +375,7 @@ fn judge_segment(
         report.floor = v.floor;
         report.newest = Some(cut_at_floor(&v, bytes));
     }
-    Some(v.last_sequence + 1)
+    Ok(Some(v.last_sequence + 1))
 }
 
 /// Where the newest segment's durable part ends, and the records above F.
