@@ -10,7 +10,7 @@ const FEW: usize = 256;
 /// Rows after which a column of nearly distinct strings is seen as such.
 const JUDGED_AT: usize = 1024;
 /// Slots looked at before the dictionary is given up: bounds the work that chosen keys can cause.
-const MAX_PROBES: usize = 32;
+const MAX_PROBES: usize = 128;
 
 static SEEDS: LazyLock<(u64, u64)> = LazyLock::new(|| {
     let random = RandomState::default();
