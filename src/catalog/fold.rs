@@ -9,7 +9,7 @@ use crate::types::{ColumnType, Sequence};
 use crate::wal::shared::lock;
 
 impl Catalog {
-    /// Takes over a checkpoint.
+    /// Takes over a checkpoint, before or after records that it does not cover have been folded in.
     ///
     /// # Errors
     /// A type number that this version does not know.
@@ -23,7 +23,17 @@ impl Catalog {
                     .ok_or_else(|| format!("table '{}': column '{}' has the unknown type {}", e.table, c.name, c.ty))?;
                 let name: Arc<str> = c.name.as_str().into();
                 t.folded.insert(c.name.to_lowercase().into(), Arc::clone(&name));
-                t.columns.insert(name, Defined { ty, tag: c.tag, since: c.since, widened: c.widened });
+                let mut d = Defined { ty, tag: c.tag, since: c.since, widened: c.widened };
+                if let Some(folded) = t.columns.get(&name) {
+                    d.since = d.since.min(folded.since);
+                    // A record behind the checkpoint widened it: what the fold took for the first definition may be that.
+                    if d.ty == ColumnType::Int64 && folded.ty == ColumnType::Float64 {
+                        d.ty = ColumnType::Float64;
+                        d.widened = Some(folded.widened.unwrap_or(folded.since));
+                        t.dirty = true;
+                    }
+                }
+                t.columns.insert(name, d);
             }
         }
         Ok(())

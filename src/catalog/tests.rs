@@ -136,3 +136,27 @@ fn the_fold_and_the_checkpoint_give_the_same_catalog() {
     assert_eq!(live.entries(), restored.entries());
     assert!(live.take_dirty().is_empty());
 }
+
+/// Recovery folds the records first and the checkpoint, which does not cover them, after.
+#[test]
+fn a_checkpoint_does_not_undo_a_widening_behind_it() {
+    let before = catalog();
+    now(&before, &mut int(1)).settle(1);
+    let checkpoint = before.take_dirty();
+    for records in [&[float(2.5)][..], &[int(3), float(2.5)]] {
+        let c = catalog();
+        for (s, b) in (5..).zip(records) {
+            let mut b = b.clone();
+            b.tables_mut()[0].columns[0].defines = true;
+            let r = encode(&b, None, true, 0, 1 << 20).unwrap();
+            c.fold(s, &PayloadView::parse(r.payload()).unwrap()).unwrap();
+        }
+        c.restore(&checkpoint).unwrap();
+        let e = c.entries();
+        let x = &e[0].columns[0];
+        let widened = 4 + records.len() as u64;
+        assert_eq!((x.ty, x.since, x.widened), (ColumnType::Float64 as u8, 1, Some(widened)));
+        assert_eq!(c.schema("db", "t", 0, 9)[0].ty, ColumnType::Int64 as u8, "rows from before it keep their type");
+        assert_eq!(c.take_dirty().len(), 1, "the next checkpoint has it");
+    }
+}

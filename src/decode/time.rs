@@ -54,7 +54,7 @@ pub fn to_micros(t: i64, unit: TimeUnit) -> Option<i64> {
 
 /// The nearest microsecond; None for NaN and outside the years 0001 to 9999.
 pub fn float_to_micros(t: f64, unit: TimeUnit) -> Option<i64> {
-    let us = match unit {
+    let rough = match unit {
         TimeUnit::Seconds => t * 1e6,
         TimeUnit::Millis => t * 1e3,
         TimeUnit::Micros => t,
@@ -62,10 +62,16 @@ pub fn float_to_micros(t: f64, unit: TimeUnit) -> Option<i64> {
     }
     .round();
     // Both bounds are compared as doubles first: a cast saturates and NaN becomes 0.
-    if !(us >= MIN_TIME_US as f64 && us <= MAX_TIME_US as f64) {
+    if !(rough >= MIN_TIME_US as f64 && rough <= MAX_TIME_US as f64) {
         return None;
     }
-    let us = us as i64;
+    // The product above is rounded to a double already: whole and fraction apart are not.
+    let exact = |scale: i64| t.trunc() as i64 * scale + (t.fract() * scale as f64).round() as i64;
+    let us = match unit {
+        TimeUnit::Seconds => exact(1_000_000),
+        TimeUnit::Millis => exact(1_000),
+        TimeUnit::Micros | TimeUnit::Nanos => rough as i64,
+    };
     (MIN_TIME_US..=MAX_TIME_US).contains(&us).then_some(us)
 }
 
@@ -166,6 +172,9 @@ mod tests {
         assert_eq!(to_micros(i64::MAX, TimeUnit::Seconds), None);
         assert_eq!(float_to_micros(1.5, TimeUnit::Micros), Some(2));
         assert_eq!(float_to_micros(1_700_000_000.123_456, TimeUnit::Seconds), Some(1_700_000_000_123_456));
+        // 1.43 us past the second; the product with 1e6, rounded to a double, is 1.5 past it.
+        assert_eq!(float_to_micros(1_700_000_000.000_001_4, TimeUnit::Seconds), Some(1_700_000_000_000_001));
+        assert_eq!(float_to_micros(-1.5, TimeUnit::Seconds), Some(-1_500_000));
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300] {
             assert_eq!(float_to_micros(bad, TimeUnit::Nanos), None, "{bad}");
         }

@@ -1,0 +1,12 @@
+//! The one integration test binary: the real server process, through HTTP to Parquet, and rules over the source.
+
+mod accepted;
+mod bad_inputs;
+mod exactly_once;
+mod golden;
+mod known_errors;
+mod lake;
+mod layering;
+mod lifecycle;
+mod msgpack;
+mod server;
