@@ -77,7 +77,9 @@ fn all_shapes_come_back_exactly() {
 fn units_by_magnitude_and_by_header() {
     let place = Place::new();
     let server = place.start(&[]);
-    let cases: Vec<(&str, Option<&str>, Vec<u8>, Vec<i64>)> = vec![
+    // Table, header, times as sent, times as stored.
+    type Unit = (&'static str, Option<&'static str>, Vec<u8>, Vec<i64>);
+    let cases: Vec<Unit> = vec![
         ("s", None, ints(&[1_700_000_000, 9_999_999_999]), vec![T, 9_999_999_999_000_000]),
         ("ms", None, ints(&[1_700_000_000_001]), vec![T + 1000]),
         ("us", None, ints(&[T + 1]), vec![T + 1]),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::lake;
 use super::msgpack::mp;
-use super::server::{ARC, Client, PATIENCE, Place, Server};
+use super::server::{self, Client, PATIENCE, Place, Server};
 
 /// Rows of each request.
 const ROWS: u64 = 8;
@@ -307,7 +307,7 @@ fn bench_and_its_verifier_agree() {
     let port = format!("server.port={}", server.addr.port());
     let ledger = place.path().join("ledger");
     let arc = |args: &[&str]| {
-        let mut c = Command::new(ARC);
+        let mut c = Command::new(server::arc());
         c.args(args).current_dir(place.path()).env_clear().stdin(std::process::Stdio::null());
         c.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         c

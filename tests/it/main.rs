@@ -1,4 +1,5 @@
 //! The one integration test binary: the real server process, through HTTP to Parquet, and rules over the source.
+#![allow(clippy::unwrap_used)]
 
 mod accepted;
 mod bad_inputs;

@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub const ARC: &str = env!("CARGO_BIN_EXE_arc");
+/// The binary under test: the one built with the tests, or what `ARC_TEST_BINARY` names (a release build, a broken one).
+pub fn arc() -> std::ffi::OsString {
+    std::env::var_os("ARC_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_arc").into())
+}
+
 /// Long enough for a loaded machine; nothing waits this long when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -171,7 +175,7 @@ pub struct Server {
     pub addr: SocketAddr,
     log: PathBuf,
     // Kept open so that the server can always write to it.
-    _stdout: BufReader<ChildStdout>,
+    stdout: BufReader<ChildStdout>,
 }
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -179,27 +183,27 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 impl Server {
     fn launch(dir: &Path, sets: &[&str]) -> Result<Self, (ExitStatus, String)> {
         let log = dir.join(format!("stderr-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let mut command = Command::new(ARC);
+        let mut command = Command::new(arc());
         command.arg("serve").current_dir(dir).env_clear().stdin(Stdio::null());
         for set in SMALL.iter().chain(sets) {
             command.args(["--set", set]);
         }
         let mut child = command.stdout(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        // From here on it is ended whatever happens.
+        let mut server = Self { child, addr: ([127, 0, 0, 1], 0).into(), log, stdout };
         let mut line = String::new();
-        loop {
-            line.clear();
-            if stdout.read_line(&mut line).unwrap() == 0 {
-                let status = child.wait().unwrap();
-                return Err((status, std::fs::read_to_string(&log).unwrap()));
-            }
+        while server.stdout.read_line(&mut line).unwrap() > 0 {
             if let Some((_, url)) = line.split_once("listening")
                 && let Some(addr) = url.trim().strip_prefix("http://")
             {
-                let addr = addr.parse().unwrap();
-                return Ok(Self { child, addr, log, _stdout: stdout });
+                server.addr = addr.parse().unwrap();
+                return Ok(server);
             }
+            line.clear();
         }
+        let status = server.wait_end(PATIENCE);
+        Err((status, server.log()))
     }
 
     /// What the server has said on stderr.
@@ -266,6 +270,7 @@ impl Server {
         self.status()["watermarks"][name].as_u64().unwrap()
     }
 
+    #[cfg(target_os = "linux")]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
