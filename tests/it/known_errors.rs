@@ -1,5 +1,8 @@
 //! Mistakes that servers like this one have made, by the public issue that tells of each. A test here shows that this server
 //! does not make it; where another module's test shows that already, its name stands in [`ELSEWHERE`].
+//!
+//! A killed process shows the order of steps, not what a power cut leaves of them: the page cache survives. Syncs, full disks
+//! and poison need a simulated disk and are not claimed here.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +23,6 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("arc#157, #240", "exactly_once", "killed_in_the_middle_of_a_compaction"),
     ("kafka-connect-storage-cloud#165, #388", "exactly_once", "killed_in_the_middle_of_a_compaction"),
     ("horaedb#394, neon#1744", "exactly_once", "killed_in_the_middle_of_a_compaction"),
-    ("vector PR#25570", "exactly_once", "killed_under_load_with_keys_every_row_is_there_once"),
     ("arc#401", "bad_inputs", "what_is_refused_leaves_no_trace"),
     ("arc#122", "bad_inputs", "what_is_refused_leaves_no_trace"),
     ("influxdb docs#5040", "bad_inputs", "what_is_refused_leaves_no_trace"),
@@ -359,9 +361,10 @@ fn influxdb_26481_recovery_is_bounded_in_memory() {
     assert!(opened - idle < 24, "opening {log} MB took {opened} MB, an empty log {idle} MB");
 }
 
-/// redpanda and others publish what is slow as hung: a flush that waits does not hold up writes (arc PR#197).
+/// A flush under way does not hold up writes. (arc PR#197, one slow upload that hung every flush worker, needs a slow store and
+/// is not shown by this.)
 #[test]
-fn arc_pr_197_writes_go_on_while_a_flush_waits() {
+fn writes_go_on_while_a_flush_waits() {
     let place = unshipped();
     let server = place.start(&[]);
     let addr = server.addr;
@@ -376,8 +379,7 @@ fn arc_pr_197_writes_go_on_while_a_flush_waits() {
     assert_eq!(shipped(&place), (0..20).collect::<Vec<_>>());
 }
 
-/// neon PR#9108 and others: what was reported as stored must be what a reader finds. A zero-length or partial file never has
-/// a final name, and the manifest's plan objects parse.
+/// The lake holds the data files that its plan object names, the plan object, and nothing else.
 #[test]
 fn what_the_lake_holds_is_whole() {
     let place = unshipped();
