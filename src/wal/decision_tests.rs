@@ -40,7 +40,7 @@ fn seg(dir: &Path, id: u64) -> PathBuf {
 
 fn manifest_of(dir: &Path) -> PathBuf {
     let names = OsVfs.list(dir).unwrap();
-    let last = names.iter().filter(|e| files::parse_manifest(&e.name).is_some()).next_back().unwrap();
+    let last = names.iter().rfind(|e| files::parse_manifest(&e.name).is_some()).unwrap();
     dir.join(&last.name)
 }
 
