@@ -10,3 +10,6 @@ pub mod manifest;
 pub mod payload;
 pub mod record;
 pub mod scan;
+
+#[cfg(test)]
+mod doc_test;

@@ -478,6 +478,77 @@ mod tests {
         assert_eq!((v.last_sequence, v.end), (2, end));
     }
 
+    fn labels(v: &Verdict) -> Vec<Label> {
+        v.findings.iter().map(|f| f.label).collect()
+    }
+
+    #[test]
+    fn a_floor_from_elsewhere_makes_a_missing_tail_damage() {
+        let f = file(&[&[10], &[20]], false, 1 << 15);
+        let found: Vec<_> = Scanner::new(&f, SALT, FILE_HEADER_BYTES as u64, f.len() as u64).collect();
+        let v = judge(Known { first_sequence: 1, declared: None, floor: 5 }, &found);
+        assert_eq!((labels(&v), v.findings[0].missing), (vec![Label::Damaged], Some((3, 5))));
+        assert_eq!((writes(&v), v.last_sequence), (vec![1, 2], 5));
+    }
+
+    #[test]
+    fn a_jump_in_sequences_is_damage_below_the_floor_and_torn_above_it() {
+        let with_jump = |floor: u64| {
+            let mut f = vec![0u8; FILE_HEADER_BYTES];
+            put(&mut f, RecordKind::Write, 1, 0, b"a");
+            put(&mut f, RecordKind::Write, 4, floor, b"b");
+            pad(&mut f, 4, floor);
+            run(&f)
+        };
+        let v = with_jump(3);
+        assert_eq!((labels(&v), v.findings[0].missing), (vec![Label::Damaged], Some((2, 3))));
+        assert_eq!(v.findings[0].from, v.findings[0].to);
+        assert_eq!(writes(&v), vec![1, 4]);
+        let v = with_jump(0);
+        assert_eq!(labels(&v), vec![Label::Torn, Label::BehindTorn]);
+        assert_eq!(writes(&v), vec![1]);
+    }
+
+    #[test]
+    fn a_torn_record_with_nothing_behind_it_ends_the_log() {
+        let mut f = file(&[&[10], &[20, 30]], false, 1 << 15);
+        let torn = FILE_HEADER_BYTES + BLOCK + record_len(20);
+        f[torn + RECORD_HEADER_BYTES + 3..].fill(0);
+        let v = run(&f);
+        assert_eq!((labels(&v), v.findings[0].from), (vec![Label::Torn], torn as u64));
+        assert_eq!((writes(&v), v.last_sequence), (vec![1, 2], 2));
+    }
+
+    #[test]
+    fn a_repeated_sequence_is_ignored() {
+        let mut f = vec![0u8; FILE_HEADER_BYTES];
+        put(&mut f, RecordKind::Write, 1, 0, b"first");
+        put(&mut f, RecordKind::Write, 2, 0, b"second");
+        put(&mut f, RecordKind::Write, 2, 0, b"again");
+        put(&mut f, RecordKind::Write, 3, 0, b"third");
+        pad(&mut f, 3, 0);
+        let v = run(&f);
+        assert_eq!((labels(&v), writes(&v)), (vec![Label::Repeated], vec![1, 2, 3]));
+        assert_eq!(v.findings[0].missing, None);
+    }
+
+    #[test]
+    fn an_older_generation_behind_the_last_group_is_no_finding() {
+        let mut f = file(&[&[10]], true, 0);
+        let end = f.len();
+        let mut older = file(&[&[10], &[20], &[30, 40], &[50]], true, 1 << 15);
+        // Another life of the file had another salt, which its header CRCs cover.
+        for at in (0..older.len()).step_by(RECORD_ALIGN) {
+            if let Some(h) = RecordHeader::parse(&older[at..]) {
+                older[at..at + RECORD_HEADER_BYTES].copy_from_slice(&RecordHeader { salt: SALT + 1, ..h }.encode());
+            }
+        }
+        f.extend_from_slice(&older[end..]);
+        let v = run(&f);
+        assert!(v.findings.is_empty(), "{:?}", v.findings);
+        assert_eq!((writes(&v), v.end), (vec![1], end as u64));
+    }
+
     #[test]
     fn any_bytes_end() {
         let f = file(&[&[10], &[20]], true, 1 << 14);

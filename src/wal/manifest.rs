@@ -126,7 +126,8 @@ impl ManifestState {
             }
             Entry::Released { segment, last_sequence } => {
                 self.released_segment = self.released_segment.max(segment);
-                self.newest_segment = self.newest_segment.max(segment + 1);
+                // A released segment had a durable successor; 0 says that none has been released yet.
+                self.newest_segment = self.newest_segment.max(if segment > 0 { segment + 1 } else { 0 });
                 self.released = self.released.max(last_sequence);
             }
             d @ Entry::Damage { .. } => self.damage.push(d),

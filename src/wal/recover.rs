@@ -16,7 +16,7 @@ use super::prealloc::{Preallocator, Spare};
 use super::reader::{FileBytes, header_of, read_file, read_header, salt_without_header, scan, scan_growing};
 use super::shared::{LogSettings, SealedSegment, Shared, Watermarks, lock};
 use crate::clock::SharedClock;
-use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind};
+use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind, HeaderError};
 use crate::format::manifest::Entry;
 use crate::format::record::{RecordHeader, RecordKind, pad_len};
 use crate::format::scan::{Finding, Known, Label, Scanner, Verdict};
@@ -186,6 +186,8 @@ pub fn inspect_from(
         };
         read_file(&*f, &mut bytes)?;
         done += l.len;
+        // A successor whose header is lost does not say where this segment ends: floors from elsewhere may lie behind it.
+        let floor = if successor.is_some_and(|s| s.header.is_err()) { 0 } else { floor };
         let mut flow = ControlFlow::Continue(());
         let each = &mut |v: Visited<'_>| {
             if flow.is_continue() {
@@ -244,7 +246,12 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<V
                 }
                 Ok(h)
             }
-            Err([a, b]) => Err(format!("{a}; second copy: {b}")),
+            Err([a, b]) => {
+                if let Some(newer) = [a, b].iter().find(|e| matches!(e, HeaderError::Version { .. } | HeaderError::Features(_))) {
+                    report.refusals.push(format!("{}: {newer}", path.display()));
+                }
+                Err(format!("{a}; second copy: {b}"))
+            }
         };
         listed.push(Listed { id, path, len, header });
     }

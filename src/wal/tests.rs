@@ -6,6 +6,9 @@ use super::testing::{Running, reopen, settings};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::vfs::{Engine, OsVfs, Vfs};
 
+#[path = "decision_tests.rs"]
+mod decision;
+
 #[test]
 fn what_was_acknowledged_is_there_after_reopening_and_sequences_go_on() {
     for engine in [Engine::Pwrite, Engine::Mmap] {

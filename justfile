@@ -1,0 +1,25 @@
+# Each recipe is plain cargo or bash: what stands here can be typed as it is.
+
+# Everything that must pass before a change goes in.
+check:
+    cargo fmt --all -- --check
+    cargo clippy --all-targets -- -D warnings
+    cargo test
+    cargo test --doc
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# The tests.
+test:
+    cargo test
+
+# The built server as a process: kills, power cuts, full disks, failed syncs, an outside reader (tests/system/run --help).
+system:
+    tests/system/run
+
+# Measures the Parquet encoder.
+bench:
+    cargo bench
+
+# Licences, sources and versions of what is depended upon (needs cargo-deny).
+deny:
+    cargo deny check licenses bans sources

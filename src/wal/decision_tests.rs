@@ -1,0 +1,429 @@
+//! One test for each row of the decision table for files in `wal-format.md`. The rows for places within a file are in
+//! `format::scan::tests`.
+
+use std::any::Any;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::*;
+use crate::clock::SystemClock;
+use crate::format::file_header::{FileHeader, FileKind};
+use crate::format::manifest::Entry;
+use crate::format::scan::Label;
+use crate::types::{LogId, Sequence};
+use crate::vfs::{DirEntry, File, GroupWriter, Mapping, SyncMode};
+use crate::wal::manifest::{Manifest, ManifestState};
+use crate::wal::recover::Report;
+use crate::wal::shared::LogSettings;
+use crate::wal::testing::*;
+
+const DATA: u64 = 1 << 14;
+
+fn small(dir: &Path) -> LogSettings {
+    settings(dir, DATA, Engine::Pwrite)
+}
+
+/// A log with one record in each of segments 1 to 3, the third the newest; and its directory.
+fn build() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for i in 0..3 {
+        let (o, _) = reopen(small(dir.path())).unwrap();
+        Running::start(o).append(i, 1);
+    }
+    dir
+}
+
+fn seg(dir: &Path, id: u64) -> PathBuf {
+    files::segment_path(dir, id)
+}
+
+fn manifest_of(dir: &Path) -> PathBuf {
+    let names = OsVfs.list(dir).unwrap();
+    let last = names.iter().rfind(|e| files::parse_manifest(&e.name).is_some()).unwrap();
+    dir.join(&last.name)
+}
+
+fn edit(path: &Path, f: impl FnOnce(&mut Vec<u8>)) {
+    let mut b = std::fs::read(path).unwrap();
+    f(&mut b);
+    std::fs::write(path, b).unwrap();
+}
+
+fn wipe_headers(path: &Path) {
+    edit(path, |b| b[..FILE_HEADER_BYTES].fill(0));
+}
+
+fn edit_header(path: &Path, f: impl FnOnce(&mut FileHeader)) {
+    edit(path, |b| {
+        let (mut h, _) = FileHeader::parse_file(&b[..FILE_HEADER_BYTES], FileKind::Segment).unwrap();
+        f(&mut h);
+        b[..FILE_HEADER_BYTES].copy_from_slice(&h.encode_file());
+    });
+}
+
+/// Every file under `dir` with its bytes.
+fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut out = Vec::new();
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(d) = todo.pop() {
+        for e in std::fs::read_dir(d).unwrap() {
+            let p = e.unwrap().path();
+            if p.is_dir() {
+                todo.push(p);
+            } else if p.file_name().unwrap() != files::LOCK {
+                out.push((p.clone(), std::fs::read(p).unwrap()));
+            }
+        }
+    }
+    out.sort();
+    out
+}
+
+/// The log is refused with `text`, and nothing of it has changed.
+fn refused(s: LogSettings, text: &str) {
+    let dir = s.directory.clone();
+    let before = snapshot(&dir);
+    match reopen(s) {
+        Err(OpenError::Refused(why)) => assert!(why.contains(text), "expected {text:?} in {why:?}"),
+        other => panic!("expected a refusal with {text:?}, found {:?}", other.map(|(o, _)| o.report)),
+    }
+    assert!(snapshot(&dir) == before, "a refused log was changed");
+}
+
+fn labels(r: &Report) -> Vec<(u64, Label)> {
+    r.findings.iter().map(|f| (f.segment, f.finding.label)).collect()
+}
+
+const ALL: [(Sequence, i64); 3] = [(1, 0), (2, 1), (3, 2)];
+
+#[test]
+fn one_bad_header_copy_is_replaced_by_the_other() {
+    let dir = build();
+    for copy in 0..2 {
+        edit(&seg(dir.path(), 2), |b| b[copy * BLOCK + 20] ^= 1);
+        let (o, seen) = reopen(small(dir.path())).unwrap();
+        assert_eq!(seen, ALL);
+        assert!(o.report.findings.is_empty(), "{:?}", o.report.findings);
+        drop(o);
+        edit(&seg(dir.path(), 2), |b| b[copy * BLOCK + 20] ^= 1);
+    }
+}
+
+#[test]
+fn a_lost_header_is_made_good_by_the_successor() {
+    let dir = build();
+    wipe_headers(&seg(dir.path(), 2));
+    let (o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!(seen, ALL);
+    assert_eq!(labels(&o.report), [(2, Label::Damaged)]);
+    assert_eq!(o.report.findings[0].finding.missing, None);
+    assert_eq!(o.report.segments[1].label, "header_lost");
+}
+
+#[test]
+fn a_lost_header_of_the_newest_segment_is_made_good_by_its_records() {
+    let dir = build();
+    wipe_headers(&seg(dir.path(), 3));
+    let (o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!(seen, ALL);
+    assert_eq!(labels(&o.report), [(3, Label::Damaged)]);
+}
+
+#[test]
+fn a_lost_header_that_nothing_makes_good_is_refused() {
+    let dir = build();
+    // A fourth segment, without a record.
+    drop(reopen(small(dir.path())).unwrap());
+    wipe_headers(&seg(dir.path(), 4));
+    refused(small(dir.path()), "no record tells its generation");
+}
+
+#[test]
+fn a_segment_under_another_name_is_refused() {
+    let dir = build();
+    std::fs::rename(seg(dir.path(), 3), seg(dir.path(), 4)).unwrap();
+    refused(small(dir.path()), "its header says segment 3, its name says 4");
+}
+
+#[test]
+fn a_segment_of_another_log_is_refused() {
+    let (dir, other) = (build(), build());
+    std::fs::copy(seg(other.path(), 3), seg(dir.path(), 3)).unwrap();
+    refused(small(dir.path()), "belongs to log");
+}
+
+#[test]
+fn segments_without_a_manifest_are_refused() {
+    let dir = build();
+    std::fs::remove_file(manifest_of(dir.path())).unwrap();
+    refused(small(dir.path()), "3 segments and no manifest");
+}
+
+#[test]
+fn a_manifest_without_its_newest_segment_is_refused() {
+    let dir = build();
+    std::fs::remove_file(seg(dir.path(), 3)).unwrap();
+    refused(small(dir.path()), "the manifest knows segment 3, the newest found is 2");
+    for id in 1..3 {
+        std::fs::remove_file(seg(dir.path(), id)).unwrap();
+    }
+    refused(small(dir.path()), "the manifest knows segment 3, the newest found is 0");
+}
+
+#[test]
+fn a_gap_between_segments_is_refused() {
+    let dir = build();
+    std::fs::remove_file(seg(dir.path(), 2)).unwrap();
+    refused(small(dir.path()), "segments 2 to 2 are missing before seg-0000000000000003.wal");
+}
+
+#[test]
+fn sequences_that_do_not_follow_are_refused() {
+    let dir = build();
+    edit_header(&seg(dir.path(), 3), |h| h.first_sequence += 1);
+    refused(small(dir.path()), "begins with sequence 4, expected 3");
+}
+
+/// Both copies of a file's header become a later version's.
+fn of_a_later_version(path: &Path, at: usize, value: u8) {
+    edit(path, |b| {
+        for copy in [0, BLOCK] {
+            b[copy + at] = value;
+            let crc = crc32fast::hash(&b[copy..copy + 252]);
+            b[copy + 252..copy + 256].copy_from_slice(&crc.to_le_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_log_of_a_later_format_is_refused() {
+    let cases = [(8, 2, "format 2.0"), (24, 4, "unknown incompatible features 0x4")];
+    for (at, value, text) in cases {
+        let dir = build();
+        of_a_later_version(&manifest_of(dir.path()), at, value);
+        refused(small(dir.path()), text);
+        let dir = build();
+        of_a_later_version(&seg(dir.path(), 2), at, value);
+        refused(small(dir.path()), text);
+    }
+    // Minor versions and compatible features are for older readers too.
+    for at in [10, 16] {
+        let dir = build();
+        of_a_later_version(&seg(dir.path(), 2), at, 9);
+        assert_eq!(reopen(small(dir.path())).unwrap().1, ALL);
+    }
+}
+
+#[test]
+fn released_segments_that_are_left_are_removed_unread() {
+    let dir = build();
+    let (mut o, _) = reopen(small(dir.path())).unwrap();
+    o.manifest.append(vec![Entry::Shipped { plan: 1, last_sequence: 1 }, Entry::Released { segment: 1, last_sequence: 1 }], &[]).unwrap();
+    drop(o);
+    edit(&seg(dir.path(), 1), |b| b.fill(0xaa));
+    let (o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!(seen, ALL[1..]);
+    assert!(o.report.findings.is_empty() && !seg(dir.path(), 1).exists());
+    assert_eq!(o.shared.watermarks().released, 1);
+}
+
+/// Offset of the last group of a manifest whose mark is then wiped.
+fn last_group_without_mark(path: &Path) -> usize {
+    let mut at = 0;
+    edit(path, |b| {
+        let mut marks = Vec::new();
+        for block in (FILE_HEADER_BYTES..b.len()).step_by(BLOCK) {
+            if b[block] == 0xa7 && b[block + 4] == 2 {
+                marks.push(block);
+            }
+        }
+        let last = marks.pop().unwrap();
+        b[last..last + BLOCK].fill(0);
+        at = marks.pop().unwrap() + BLOCK;
+    });
+    at
+}
+
+#[test]
+fn a_torn_manifest_is_taken_without_its_torn_group() {
+    let dir = build();
+    let (mut o, _) = reopen(small(dir.path())).unwrap();
+    o.manifest.append(vec![Entry::Shipped { plan: 1, last_sequence: 1 }], &[]).unwrap();
+    drop(o);
+    let m = manifest_of(dir.path());
+    let at = last_group_without_mark(&m);
+    edit(&m, |b| b[at + 70] ^= 1);
+    let (o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!(seen, ALL);
+    assert_eq!(o.shared.watermarks().shipped, 0, "the torn entry does not count");
+    assert!(o.report.manifest.unwrap().torn.is_some());
+}
+
+#[test]
+fn a_manifest_whose_pad_is_damaged_is_taken() {
+    let dir = build();
+    edit(&manifest_of(dir.path()), |b| b[FILE_HEADER_BYTES + BLOCK - 9] ^= 1);
+    let (o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!(seen, ALL);
+    assert!(o.report.manifest.unwrap().torn.is_none());
+}
+
+#[test]
+fn a_manifest_damaged_below_its_floor_is_refused() {
+    let dir = build();
+    edit(&manifest_of(dir.path()), |b| b[FILE_HEADER_BYTES + 70] ^= 1);
+    refused(small(dir.path()), "Restore it from a copy of the log directory");
+}
+
+#[test]
+fn a_manifest_without_a_good_header_is_refused() {
+    let dir = build();
+    wipe_headers(&manifest_of(dir.path()));
+    refused(small(dir.path()), "both header copies are bad");
+}
+
+#[test]
+fn a_manifest_under_another_name_is_refused() {
+    let dir = build();
+    let m = manifest_of(dir.path());
+    std::fs::rename(&m, dir.path().join(files::manifest_name(9))).unwrap();
+    refused(small(dir.path()), "its header says manifest 3, its name says 9");
+}
+
+#[test]
+fn an_older_manifest_that_is_left_is_removed() {
+    let dir = build();
+    let older = manifest_of(dir.path());
+    let bytes = std::fs::read(&older).unwrap();
+    drop(reopen(small(dir.path())).unwrap());
+    assert!(!older.exists());
+    std::fs::write(&older, bytes).unwrap();
+    let (_o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!(seen, ALL);
+    assert!(!older.exists());
+}
+
+#[test]
+fn damage_is_set_aside_and_counted_once_or_refused_as_configured() {
+    let dir = build();
+    edit(&seg(dir.path(), 1), |b| b[FILE_HEADER_BYTES + 70] ^= 1);
+    refused(LogSettings { set_aside_damage: false, ..small(dir.path()) }, "wal.on_damage = \"refuse\"");
+    for round in 0..2 {
+        let (o, seen) = reopen(small(dir.path())).unwrap();
+        assert_eq!(seen, ALL[1..]);
+        assert_eq!(o.report.findings[0].finding.missing, Some((1, 1)));
+        assert_eq!(o.manifest.state.damage.len(), 1, "round {round}");
+        let side = OsVfs.list(&dir.path().join(files::SIDE)).unwrap();
+        assert_eq!(side.len(), 1);
+        assert_eq!(side[0].name, format!("{:016x}-{:016x}-damaged.bin", o.report.segments[0].salt, FILE_HEADER_BYTES));
+    }
+}
+
+#[test]
+fn scratch_files_are_removed_and_foreign_names_left_alone() {
+    let dir = build();
+    let ours = ["spare-0000000000000007.tmp", "manifest-0000000000000009.tmp", "pool/free-0000000000000001.tmp"];
+    let foreign = ["seg-1.wal", "seg-0000000000000001.wal.bak", "notes.txt"];
+    for n in ours.iter().chain(&foreign) {
+        std::fs::write(dir.path().join(n), b"x").unwrap();
+    }
+    let (_o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!(seen, ALL);
+    assert!(ours.iter().all(|n| !dir.path().join(n).exists()));
+    assert!(foreign.iter().all(|n| dir.path().join(n).exists()));
+}
+
+#[test]
+fn a_first_start_that_was_cut_short_is_no_lost_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = SystemClock::shared();
+    let state = ManifestState { epoch: 1, next_plan: 1, ..ManifestState::default() };
+    drop(Manifest::create(vfs(), clock, dir.path(), LogId([3; 16]), state, None).unwrap());
+    let (o, seen) = reopen(small(dir.path())).unwrap();
+    assert!(seen.is_empty());
+    assert_eq!((o.shared.log, o.shared.watermarks().durable), (LogId([3; 16]), 0));
+}
+
+/// A disk with one block that cannot be read.
+#[derive(Debug)]
+struct BadDisk {
+    name: String,
+    block: u64,
+}
+
+#[derive(Debug)]
+struct BadFile(Arc<dyn File>, u64);
+
+impl Vfs for BadDisk {
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        OsVfs.list(dir)
+    }
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        OsVfs.create_dir_all(dir)
+    }
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        OsVfs.create_new(path)
+    }
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
+        let f = OsVfs.open(path, write)?;
+        Ok(if path.ends_with(&self.name) { Arc::new(BadFile(f, self.block)) } else { f })
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsVfs.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        OsVfs.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        OsVfs.sync_dir(dir)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        OsVfs.lock(path)
+    }
+    fn unsafe_filesystem(&self, dir: &Path) -> io::Result<Option<&'static str>> {
+        OsVfs.unsafe_filesystem(dir)
+    }
+}
+
+impl File for BadFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if offset < self.1 + BLOCK as u64 && self.1 < offset + buf.len() as u64 {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.0.read_at(buf, offset)
+    }
+    fn write_all_at(&self, bufs: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bufs, offset)
+    }
+    fn sync(&self, mode: SyncMode) -> io::Result<()> {
+        self.0.sync(mode)
+    }
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.0.allocate(len)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn map(&self, len: u64) -> io::Result<Mapping> {
+        self.0.map(len)
+    }
+    fn appender(self: Arc<Self>, engine: Engine, mode: SyncMode) -> io::Result<Box<dyn GroupWriter>> {
+        Arc::clone(&self.0).appender(engine, mode)
+    }
+}
+
+#[test]
+fn a_block_that_cannot_be_read_is_damage() {
+    let dir = build();
+    let bad = BadDisk { name: files::segment_name(1), block: FILE_HEADER_BYTES as u64 };
+    let mut seen = Vec::new();
+    let report = inspect(&bad, dir.path(), &mut |v| seen.push(v.header.sequence), &mut |_| {}).unwrap();
+    assert_eq!(seen, vec![2, 3]);
+    assert_eq!(labels(&report), [(1, Label::Damaged)]);
+    assert_eq!(report.findings[0].finding.missing, Some((1, 1)));
+    assert!(report.findings[0].finding.found.contains("I/O error"), "{:?}", report.findings[0]);
+}
