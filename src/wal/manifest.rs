@@ -126,7 +126,10 @@ impl ManifestState {
             }
             Entry::Released { segment, last_sequence } => {
                 self.released_segment = self.released_segment.max(segment);
-                self.newest_segment = self.newest_segment.max(segment + 1);
+                if segment > 0 {
+                    // The newest segment is never released. Nothing released says nothing: a manifest is made before the first segment.
+                    self.newest_segment = self.newest_segment.max(segment + 1);
+                }
                 self.released = self.released.max(last_sequence);
             }
             d @ Entry::Damage { .. } => self.damage.push(d),
