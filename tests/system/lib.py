@@ -166,13 +166,17 @@ class Server:
         self.starts = 0
         self._entry = None
 
-    def start(self, **settings):
-        self.starts += 1
+    def command(self, **settings):
         all_settings = {**self.settings, **{k.replace("__", "."): v for k, v in settings.items()}}
         all_settings |= {"wal.directory": self.wal, "storage.local_path": self.lake, "server.port": self.fixed_port}
         args = [arc_bin(), "serve"]
         for k, v in all_settings.items():
             args += ["--set", f"{k}={v}"]
+        return args
+
+    def start(self, **settings):
+        self.starts += 1
+        args = self.command(**settings)
         self.out = os.path.join(self.logs, f"server-{self.starts}.out")
         self.err = os.path.join(self.logs, f"server-{self.starts}.err")
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
@@ -534,6 +538,10 @@ class LoopFs:
 
     def umount(self):
         undo(self._entry)
+        if os.path.ismount(self.path):
+            raise Problem(f"{self.path} cannot be unmounted")
+        # The loop device goes by itself, but not at once; mounted twice, the image would be ruined.
+        wait_for("the loop device to go", 10, lambda: os.path.realpath(self.image) not in subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=False).stdout)
 
     def power_off(self):
         """EXT4_IOC_SHUTDOWN without a flush of the journal: what is not synced by now is lost, every later write is EIO."""

@@ -41,11 +41,45 @@ def selftest(r, d):
     return r.check(whole and lost and later != "written", "power_loss/method", f"synced file whole: {whole}, unsynced file lost: {lost}, write afterwards: {later}")
 
 
+def first_starts(r, args, d):
+    """Power loss, or SIGKILL, at a random moment of the very first start: the next start makes the log."""
+    rng = random.Random(args.seed)
+    fs = LoopFs(d, "first", 512, "loop,commit=300")
+    bad, stages = [], {}
+    for i in range(args.first_starts):
+        at = f"{fs.path}/r{i}"
+        os.mkdir(at)
+        os.sync()
+        server = Server(at + "/wal", at + "/lake", d, {**SETTINGS, "compaction.trigger_size": "8MB"})
+        process = subprocess.Popen(server.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_env())
+        entry = defer(Server._kill, process)
+        time.sleep(rng.random() * 0.08)
+        if i % 2:
+            fs.power_off()
+            time.sleep(0.01)
+        undo(entry)
+        if i % 2:
+            fs.umount()
+            fs.mount()
+        names = os.listdir(at + "/wal") if os.path.exists(at + "/wal") else []
+        stage = "segment" if any(n.startswith("seg-") for n in names) else "manifest" if any(n.startswith("manifest-") and not n.endswith(".tmp") for n in names) else "nothing"
+        stages[stage] = stages.get(stage, 0) + 1
+        try:
+            server.start().wait_ready(20)
+            server.kill()
+        except Problem as e:
+            bad.append(f"{sorted(names)}: {e}")
+        shutil.rmtree(at)
+    fs.umount()
+    r.check(not bad, "power_loss/first_start", f"{args.first_starts} first starts cut short (had made: {stages}): {len(bad)} could not be repeated {bad[:1] or ''}; seed {args.seed}")
+
+
 def rounds(r, args):
     rng = random.Random(args.seed)
     d = workdir(args.keep)
     if not selftest(r, d):
         return
+    case(r, "power_loss/first_start", first_starts, r, args, d)
     fs = LoopFs(d, "disk", 3072, "loop,commit=300")
     ledger, lake = d + "/ledger", fs.path + "/lake"
     server = Server(fs.path + "/wal", lake, d, SETTINGS)
@@ -58,7 +92,7 @@ def rounds(r, args):
         settings = {"wal__io": engine, "compaction__max_delay": delay, "compaction__trigger_size": rng.choice(["2MB", "8MB", "64MB"])}
         server.start(**settings)
         load = None
-        if rng.random() < 0.15:
+        if i > 0 and rng.random() < 0.15:
             # During recovery, or just after it.
             time.sleep(rng.random() * 0.1)
             offs["recovery"] += 1
@@ -123,7 +157,7 @@ def _quiet(server):
 
 
 def main():
-    args = parser(__doc__, rounds=20).parse_args()
+    args = parser(__doc__, rounds=20, first_starts=100).parse_args()
     r = Results()
     why = LoopFs.unavailable()
     if why:
