@@ -49,30 +49,61 @@ def load_until_full(server, ledger, limit=60):
     return load.result(30), seen, ready
 
 
-def nothing_left(r, name, server, wal, image):
-    """Killed again, the reserve gone and not a block left: it serves 503, or ends with a message that says why."""
+def fill(path):
+    with open(path, "ab", buffering=0) as f:
+        for size in (1 << 16, 4096, 512):
+            with contextlib.suppress(OSError):
+                while f.write(b"\xff" * size) == size:
+                    pass
+        with contextlib.suppress(OSError):
+            os.fsync(f.fileno())
+
+
+def start_on_full(server):
+    """Starts; None when it serves, else how it ended."""
+    server.start()
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        if not server.alive():
+            return f"exit {server.process.returncode}: {server.last_words(1)[:300]}"
+        status, body = server.ready()
+        if status in (200, 503) and body.get("reason") != "recovering":
+            return None
+        time.sleep(0.02)
+    return "recovering for 20 s"
+
+
+def no_reserve(r, args, engine):
+    """A backlog, the reserve spent, not a block left where the log is, room where the lake is: it starts, says 503, and drains."""
+    name = f"full_disk/no_reserve/{engine}"
+    d = workdir(args.keep)
+    ledger, lake = d + "/ledger", d + "/lake"
+    image = LoopFs(d, "disk", 256)
+    wal = image.path + "/wal"
+    server = Server(wal, lake, d, {**SETTINGS, "wal.io": engine}).start(compaction__paused="true").wait_ready()
+    bench(server.url, ledger, requests=800, rows=1000)
     server.kill()
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(wal + "/reserve")
-    with open(image.path + "/filler", "ab") as f, contextlib.suppress(OSError):
-        while True:
-            f.write(b"\xff" * 4096)
-            f.flush()
-    server.start()
-    end = time.monotonic() + 3
-    while time.monotonic() < end and server.alive():
-        time.sleep(0.1)
-    if server.alive():
-        status, _, reason = server.write(probe_body(), timeout=15)
-        r.check(status in (204, 503), name + "/nothing_left", f"no reserve and {image.free()} bytes free: serving, a write is answered {status} {reason}")
-        return
-    words = server.last_words(1)
-    r.check(server.process.returncode == 74 and "No space" in words, name + "/nothing_left", f"no reserve and {image.free()} bytes free: exit {server.process.returncode}: {words[:240]}")
-    # The backlog can only be drained once there is room.
-    os.remove(image.path + "/filler")
-    open(image.path + "/filler", "w").close()
-    server.start()
-    wait_for("/ready without a reason to recover", 20, lambda: server.ready()[0] in (200, 503) and server.ready()[1].get("reason") != "recovering")
+    gone = [wal + "/reserve", *glob.glob(wal + "/spare-*"), *glob.glob(wal + "/pool/*")]
+    for path in gone:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+    filler = image.path + "/filler"
+    fill(filler)
+    free = image.free()
+    ended = start_on_full(server)
+    if ended is None:
+        with contextlib.suppress(Problem):
+            wait_for("the drain", 20, lambda: server.metrics()["arc_wal_shipped_sequence"] >= 800)
+        w = server.get_json("/api/v1/status")[1]["watermarks"]
+        r.check(w["shipped"] >= 800, name + "/starts", f"start with {free} bytes free and no reserve: serving, shipped {w['shipped']} of {w['durable']}, /ready {server.ready()}")
+        server.kill()
+    else:
+        r.fail(name + "/starts", f"a start with {free} bytes free and no reserve should answer 503 and drain; {ended}")
+    os.remove(filler)
+    server.start().wait_ready()
+    server.flush(60)
+    judge(r, name, ledger, lake, f"after room returned, exit {server.stop()}")
+    image.umount()
 
 
 def one(r, args, engine, where):
@@ -99,13 +130,15 @@ def one(r, args, engine, where):
     # A kill, and a start on the full disk. The last room goes first, so that it is full whatever was drained meanwhile.
     server.kill()
     filler = image.path + "/filler"
-    with open(filler, "wb") as f, contextlib.suppress(OSError):
-        block = b"\xff" * (1 << 16)
-        while True:
-            f.write(block)
+    fill(filler)
     free = image.free()
-    server.start()
-    wait_for("an answer of /ready", 20, lambda: server.ready()[0] in (200, 503) and server.ready()[1].get("reason") != "recovering")
+    ended = start_on_full(server)
+    if ended:
+        r.fail(name + "/starts", f"a start with {free >> 10} KiB free should answer 503 and drain (reserve there: {os.path.exists(wal + '/reserve')}); {ended}")
+        os.remove(filler)
+        server.start()
+        fill(filler)
+    wait_for("recovery", 20, lambda: server.ready()[0] in (200, 503) and server.ready()[1].get("reason") != "recovering")
     before = server.metrics()
     answers = {}
     end = time.monotonic() + 4
@@ -118,13 +151,11 @@ def one(r, args, engine, where):
     ready = server.ready()
     after = server.metrics()
     drained = f"shipped {before['arc_wal_shipped_sequence']:.0f} -> {after['arc_wal_shipped_sequence']:.0f} of {after['arc_wal_durable_sequence']:.0f}"
-    good = server.alive() and set(answers) <= {"204 None", "503 disk_full", "503 backlog", "503 not_stored"}
+    good = not ended and server.alive() and set(answers) <= {"204 None", "503 disk_full", "503 backlog", "503 not_stored"}
     # What the drain releases makes room again: then writes are taken. Without room they are not.
     good = good and ((ready[0] == 200) == (after["arc_wal_disk_full"] == 0)) and (where == "log" or "503 disk_full" in answers)
-    r.check(good, name + "/starts", f"start with {free >> 10} KiB free: alive {server.alive()}, writes {answers}, {drained}, then /ready {ready[0]} {ready[1].get('reason')}, {image.free() >> 20} MiB free")
-
-    if where != "lake":
-        nothing_left(r, name, server, wal, image)
+    if not ended:
+        r.check(good, name + "/starts", f"start with {free >> 10} KiB free: alive {server.alive()}, writes {answers}, {drained}, then /ready {ready[0]} {ready[1].get('reason')}, {image.free() >> 20} MiB free")
 
     # Room returns.
     os.remove(ballast)
@@ -153,6 +184,9 @@ def main():
         for engine in ("pwrite", "mmap"):
             if args.only in f"{where}/{engine}":
                 case(r, f"full_disk/{where}/{engine}", one, r, args, engine, where)
+    for engine in ("pwrite", "mmap"):
+        if args.only in f"no_reserve/{engine}":
+            case(r, f"full_disk/no_reserve/{engine}", no_reserve, r, args, engine)
     r.end()
 
 
