@@ -185,6 +185,9 @@ def in_the_compactor(r, args, name, call, when):
     server.start().wait_ready()
     server.flush(60)
     reason = ready[1] if isinstance(ready[1], str) else ready[1].get("reason")
+    if call == "fdatasync" and code != 74:
+        # The manifest's sync: poison as well.
+        r.fail(name + "/exit", f"a sync of the manifest failed, the process should end with 74: {code}")
     judge(r, name, ledger, lake, f"{call} number {when} of the compactor failed; {flushed}; /ready {ready[0]} {reason}; exit by itself: {code}")
     server.stop()
 

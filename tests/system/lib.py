@@ -121,6 +121,14 @@ def parser(description, **defaults):
     p.add_argument("--keep", action="store_true", help="keep the working directory")
     for k, v in defaults.items():
         p.add_argument("--" + k.replace("_", "-"), type=type(v), default=v)
+    parse = p.parse_args
+
+    def parse_args(*a):
+        args = parse(*a)
+        note(f"--seed {args.seed}")
+        return args
+
+    p.parse_args = parse_args
     return p
 
 
