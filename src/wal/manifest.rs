@@ -126,8 +126,10 @@ impl ManifestState {
             }
             Entry::Released { segment, last_sequence } => {
                 self.released_segment = self.released_segment.max(segment);
-                // A released segment had a durable successor; 0 says that none has been released yet.
-                self.newest_segment = self.newest_segment.max(if segment > 0 { segment + 1 } else { 0 });
+                if segment > 0 {
+                    // The newest segment is never released. Nothing released says nothing: a manifest is made before the first segment.
+                    self.newest_segment = self.newest_segment.max(segment + 1);
+                }
                 self.released = self.released.max(last_sequence);
             }
             d @ Entry::Damage { .. } => self.damage.push(d),

@@ -60,6 +60,15 @@ pub struct SealedSegment {
     pub tainted: bool,
 }
 
+/// All watermarks as gauges.
+fn show(m: &Metrics, w: &Watermarks) {
+    m.wal_appended_sequence.set(w.appended as f64);
+    m.wal_durable_sequence.set(w.durable as f64);
+    m.wal_sealed_sequence.set(w.sealed as f64);
+    m.wal_shipped_sequence.set(w.shipped as f64);
+    m.wal_released_sequence.set(w.released as f64);
+}
+
 /// Sizes and limits of the log that do not change while it is open.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
@@ -143,6 +152,7 @@ pub struct Shared {
 impl Shared {
     pub fn new(log: LogId, settings: LogSettings, clock: SharedClock, metrics: Arc<Metrics>, start: Watermarks) -> Arc<Self> {
         start.check();
+        show(&metrics, &start);
         Arc::new(Self {
             log,
             settings,

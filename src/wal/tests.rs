@@ -151,3 +151,18 @@ fn a_log_that_lost_files_is_refused_and_nothing_is_changed() {
         assert_eq!(names(dir.path()), before, "{what}");
     }
 }
+
+#[test]
+fn a_first_start_that_ended_before_its_first_segment_can_be_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = super::manifest::ManifestState { next_plan: 1, epoch: 1, ..Default::default() };
+    let clock = crate::clock::SystemClock::shared();
+    let vfs: std::sync::Arc<dyn Vfs> = std::sync::Arc::new(OsVfs);
+    let log = clock.random_id();
+    drop(super::manifest::Manifest::create(vfs, clock, dir.path(), log, state, None).unwrap());
+    let (opened, seen) = reopen(settings(dir.path(), 64 << 10, Engine::Pwrite)).unwrap();
+    assert!(seen.is_empty());
+    assert_eq!(opened.shared.log, log);
+    let running = Running::start(opened);
+    assert_eq!(running.append(1, 1), 1);
+}
