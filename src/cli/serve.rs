@@ -86,6 +86,7 @@ fn init_logging(config: &Config, global: &Global) {
 struct Machines {
     shared: Arc<Shared>,
     control: Arc<Control>,
+    keys: Arc<Keys>,
     prealloc: Arc<Preallocator>,
     committer: JoinHandle<()>,
     compactor: JoinHandle<()>,
@@ -207,6 +208,8 @@ async fn watch(m: &Machines, config: &Config, term: &mut tokio::signal::unix::Si
             _ = tick.tick() => {}
         }
         let (bytes, age) = m.shared.backlog();
+        m.shared.metrics.keys_live.set(m.keys.len() as f64);
+        m.shared.metrics.ingest_key_evictions_total.absolute(m.keys.early_evictions());
         m.shared.metrics.wal_backlog_bytes.set(bytes as f64);
         m.shared.metrics.wal_backlog_age_seconds.set(age.map_or(0.0, |a| a.as_secs_f64()));
         if let Some(why) = m.control.forked() {
@@ -355,11 +358,11 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
         shared: Arc::clone(&shared),
         appender: Appender::new(Arc::clone(&shared)),
         catalog,
-        keys,
+        keys: Arc::clone(&keys),
         control: Arc::clone(&control),
         damage,
     });
-    Ok(Machines { shared, control, prealloc, committer, compactor, _lock: opened.lock })
+    Ok(Machines { shared, control, keys, prealloc, committer, compactor, _lock: opened.lock })
 }
 
 fn banner(config: &Config, address: SocketAddr, file: Option<&Path>) -> String {

@@ -10,7 +10,7 @@ use super::plan::Slices;
 use crate::format::manifest::SetAside;
 use crate::sink::{Sink, SinkError, Staged};
 use crate::types::Sequence;
-use crate::vfs::{File, Vfs};
+use crate::vfs::{File, Vfs, is_no_space};
 use crate::wal::files;
 use crate::wal::manifest::OutputFile;
 
@@ -48,7 +48,10 @@ impl Probe {
 /// Why a step could not finish.
 #[derive(Debug)]
 pub(super) enum Trouble {
+    /// Where the log is.
     NoSpace(String),
+    /// Where the lake is.
+    LakeFull(String),
     Retry(String),
     /// The manifest is in an unknown state, or the store holds another plan.
     Fatal,
@@ -57,7 +60,7 @@ pub(super) enum Trouble {
 impl From<SinkError> for Trouble {
     fn from(e: SinkError) -> Self {
         match e {
-            SinkError::NoSpace { .. } => Self::NoSpace(e.to_string()),
+            SinkError::NoSpace { .. } => Self::LakeFull(e.to_string()),
             SinkError::Transient { .. } | SinkError::Permanent { .. } => Self::Retry(e.to_string()),
         }
     }
@@ -65,7 +68,7 @@ impl From<SinkError> for Trouble {
 
 impl From<io::Error> for Trouble {
     fn from(e: io::Error) -> Self {
-        SinkError::from_io("compaction", e).into()
+        if is_no_space(&e) { Self::NoSpace(e.to_string()) } else { Self::Retry(e.to_string()) }
     }
 }
 

@@ -28,7 +28,7 @@ use crate::vfs::Vfs;
 use crate::wal::files;
 use crate::wal::manifest::{AppendFailure, Manifest, OutputFile};
 use crate::wal::prealloc::Preallocator;
-use crate::wal::recover::{ensure_reserve, spend_reserve};
+use crate::wal::recover::{START_RESERVE, ensure_reserve, spend_reserve};
 use crate::wal::shared::{Blocked, lock};
 use crate::wal::{SealedSegment, Shared};
 
@@ -82,6 +82,8 @@ pub struct Compactor {
     pub(super) backoff: Backoff,
     pub(super) reserve_tried: Option<Duration>,
     pub(super) deferred_due: Option<Duration>,
+    /// The log and the lake are on one filesystem.
+    shares_disk: bool,
     pub(super) probe: Option<Probe>,
 }
 
@@ -100,6 +102,10 @@ impl Compactor {
     ) -> Self {
         let seed = shared.clock.random_u64();
         let backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), seed);
+        let shares_disk = match (vfs.device(&shared.settings.directory), sink.device()) {
+            (Ok(a), Some(b)) => a == b,
+            _ => false,
+        };
         let probe = Probe::open(&*vfs, &shared.settings.directory);
         // Whatever an earlier run left unshipped is due at once.
         control.request(shared.watermarks().durable);
@@ -117,6 +123,7 @@ impl Compactor {
             backoff,
             reserve_tried: None,
             deferred_due: None,
+            shares_disk,
             probe,
         };
         c.count_quarantine();
@@ -148,14 +155,21 @@ impl Compactor {
                 w
             }
             Err(Trouble::Fatal) => Work::Done,
-            Err(Trouble::NoSpace(why)) => {
+            // Room that the log gives back is of no use where the lake is on another disk: the log goes on until it is full.
+            Err(Trouble::LakeFull(why)) if !self.shares_disk => {
+                self.trouble(&why);
+                self.shared.metrics.compact_retries_total.increment(1);
+                Work::Wait(self.backoff.next_wait())
+            }
+            Err(Trouble::NoSpace(why) | Trouble::LakeFull(why)) => {
                 self.trouble(&why);
                 if self.shared.reserve_spent() {
                     return Work::Wait(Duration::from_secs(1));
                 }
                 // Only the drain spends the reserve; writes are refused until it is whole again.
                 self.shared.set_reserve_spent(true);
-                spend_reserve(&*self.vfs, &self.shared.settings.directory.join(files::RESERVE));
+                let keep = self.manifest.allocated() + START_RESERVE;
+                spend_reserve(&*self.vfs, &self.shared.settings.directory.join(files::RESERVE), keep);
                 self.prealloc.empty_pool();
                 Work::Worked
             }
@@ -213,7 +227,11 @@ impl Compactor {
     fn begin(&mut self, plan: Plan, slices: Slices) -> Result<Work, Trouble> {
         for (segment, f) in &slices.findings {
             tracing::error!(segment, offset = f.from, label = f.label.name(), missing = ?f.missing, "damage in a sealed segment");
-            self.shared.metrics.wal_damage_findings_total.increment(1);
+            // Recovery has counted what it saw; this is what has gone bad since.
+            let seen = |d: &Entry| matches!(d, Entry::Damage { segment: s, from, .. } if s == segment && *from == f.from);
+            if !self.manifest.state.damage.iter().any(seen) {
+                self.shared.metrics.wal_damage_findings_total.increment(1);
+            }
         }
         let attempts = self.manifest.state.plans.get(&plan.plan).map_or(0, |p| p.attempts);
         let cautious = attempts >= UNCLEAN_ENDS;

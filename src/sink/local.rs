@@ -267,6 +267,10 @@ impl Sink for LocalSink {
         }
     }
 
+    fn device(&self) -> Option<u64> {
+        std::os::unix::fs::MetadataExt::dev(&fs::metadata(self.root()).ok()?).into()
+    }
+
     fn sweep(&self) -> SinkResult<Swept> {
         sweep(&self.shared, SWEEP_ENTRIES)
     }

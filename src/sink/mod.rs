@@ -142,6 +142,9 @@ pub trait Sink: Send + Sync {
     /// [`SinkError`], also when the object there is larger than [`MAX_SMALL`].
     fn put_small(&self, name: &str, bytes: &[u8]) -> SinkResult<PutSmall>;
 
+    /// The filesystem that objects take room on, if it is one of this machine: a number as [`crate::vfs::Vfs::device`] gives.
+    fn device(&self) -> Option<u64>;
+
     /// Removes what earlier runs of this log staged and never published, and nothing else.
     ///
     /// # Errors

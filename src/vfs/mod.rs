@@ -56,6 +56,8 @@ pub trait Vfs: Send + Sync + Debug {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Takes an exclusive lock, held until the value is dropped; None when another process has it.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>>;
+    /// A number that equal filesystems share.
+    fn device(&self, dir: &Path) -> io::Result<u64>;
     /// A word for a filesystem on which preallocated blocks cannot be relied upon, if `dir` is on one.
     fn unsafe_filesystem(&self, dir: &Path) -> io::Result<Option<&'static str>>;
 }

@@ -88,6 +88,10 @@ impl Vfs for OsVfs {
         }
     }
 
+    fn device(&self, dir: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(dir)?.dev())
+    }
+
     fn unsafe_filesystem(&self, dir: &Path) -> io::Result<Option<&'static str>> {
         let s = rustix::fs::statfs(dir)?;
         Ok(match s.f_type as u64 {

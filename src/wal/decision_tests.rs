@@ -381,6 +381,9 @@ impl Vfs for BadDisk {
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
         OsVfs.lock(path)
     }
+    fn device(&self, dir: &Path) -> io::Result<u64> {
+        OsVfs.device(dir)
+    }
     fn unsafe_filesystem(&self, dir: &Path) -> io::Result<Option<&'static str>> {
         OsVfs.unsafe_filesystem(dir)
     }

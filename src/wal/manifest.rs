@@ -365,6 +365,11 @@ impl Manifest {
         &self.path
     }
 
+    /// Bytes of the file on disk.
+    pub fn allocated(&self) -> u64 {
+        self.allocated
+    }
+
     /// Whether it has grown enough to be worth a [`Self::rewrite`].
     pub fn wants_rewrite(&self) -> bool {
         self.end > REWRITE_ABOVE && self.end > self.base * 2

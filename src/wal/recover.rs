@@ -522,12 +522,10 @@ fn act(
         (DeclaredEnd { id: m.id, salt: m.salt, end: m.end, last_sequence: m.last_sequence }, old)
     });
     let reserve = dir.join(files::RESERVE);
-    let mut reserve_spent = false;
     let make = |previous| Manifest::create(Arc::clone(vfs), clock.clone(), &dir, log, state.clone(), previous);
     let mut manifest = match make(previous.clone()) {
         Err(e) if is_no_space(&e) => {
-            reserve_spent = true;
-            spend_reserve(&**vfs, &reserve);
+            spend_reserve(&**vfs, &reserve, 0);
             make(previous)
         }
         x => x,
@@ -578,8 +576,7 @@ fn act(
     let spare = match make_spare(needed) {
         Err(e) if is_no_space(&e) => {
             tracing::warn!("the disk is full: starting with a small segment out of the reserve, writes are refused until there is room");
-            reserve_spent = true;
-            spend_reserve(&**vfs, &reserve);
+            spend_reserve(&**vfs, &reserve, 0);
             make_spare(group.len() as u64 + 4 * BLOCK as u64)
         }
         x => x,
@@ -595,9 +592,8 @@ fn act(
         .append(vec![opened], &[])
         .map_err(|e| OpenError::Io { what: dir.display().to_string(), source: io::Error::other(e.to_string()) })?;
 
-    if !reserve_spent {
-        reserve_spent = !ensure_reserve(&**vfs, &dir, settings.reserve).map_err(at(reserve.display().to_string()))?;
-    }
+    // Also after it has been spent here: the next start may need as much again.
+    let reserve_spent = !ensure_reserve(&**vfs, &dir, settings.reserve).map_err(at(reserve.display().to_string()))?;
     let writer = Arc::clone(&spare.file).appender(settings.engine, settings.sync).map_err(at(path.display().to_string()))?;
     let now = clock.monotonic();
     let active = Active {
@@ -697,40 +693,55 @@ fn set_aside(vfs: &dyn Vfs, dir: &Path, report: &Report) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the reserve's blocks back to the filesystem.
-pub fn spend_reserve(vfs: &dyn Vfs, reserve: &Path) {
-    if vfs.remove(reserve).is_ok() {
-        tracing::warn!("the disk is full: the reserve is spent to drain the log");
+/// What the drain leaves of the reserve beyond the manifest's size: a start on a full disk takes it, for a new manifest and a
+/// small segment.
+pub const START_RESERVE: u64 = 2 << 20;
+/// Less than this is of no use to a start.
+const LEAST_RESERVE: u64 = 512 << 10;
+
+/// Gives the reserve's blocks back to the filesystem, all but `keep` bytes.
+pub fn spend_reserve(vfs: &dyn Vfs, reserve: &Path, keep: u64) {
+    let spent = if keep == 0 {
+        vfs.remove(reserve)
+    } else {
+        vfs.open(reserve, true).and_then(|f| if f.len()? > keep { f.set_len(keep) } else { Ok(()) })
+    };
+    if spent.is_ok() {
+        tracing::warn!(kept_bytes = keep, "the disk is full: the reserve is spent");
     }
 }
 
-/// Makes the reserve whole; false when there is no room for it.
+/// Makes the reserve whole; false when there is no room for it. What there is of it is kept, and where there is nothing, as much
+/// as a start needs is tried.
 ///
 /// # Errors
 /// Of the filesystem, other than a full disk.
 pub fn ensure_reserve(vfs: &dyn Vfs, dir: &Path, len: u64) -> io::Result<bool> {
     let path = dir.join(files::RESERVE);
-    if let Ok(f) = vfs.open(&path, false)
-        && f.len()? == len
-    {
+    let f = match vfs.open(&path, true) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && len == 0 => return Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => vfs.create_new(&path),
+        x => x,
+    };
+    let f = match f {
+        Err(e) if is_no_space(&e) => return Ok(false),
+        x => x?,
+    };
+    let have = f.len()?;
+    if have > len {
+        f.set_len(len)?;
+    }
+    if have >= len {
         return Ok(true);
     }
-    let _ = vfs.remove(&path);
-    if len == 0 {
-        return Ok(true);
-    }
-    let made = (|| {
-        let f = vfs.create_new(&path)?;
-        f.allocate(len)?;
-        f.sync(SyncMode::Full)?;
-        vfs.sync_dir(dir)
-    })();
-    match made {
-        Ok(()) => Ok(true),
-        Err(e) if is_no_space(&e) => {
-            let _ = vfs.remove(&path);
-            Ok(false)
+    let mut want = len;
+    while want > have && (want == len || want >= LEAST_RESERVE) {
+        match f.allocate(want).and_then(|()| f.sync(SyncMode::Full)).and_then(|()| vfs.sync_dir(dir)) {
+            Ok(()) => return Ok(want == len),
+            Err(e) if is_no_space(&e) => f.set_len(have)?,
+            Err(e) => return Err(e),
         }
-        Err(e) => Err(e),
+        want = if want > 2 * START_RESERVE { 2 * START_RESERVE } else { want.saturating_sub(LEAST_RESERVE) };
     }
+    Ok(false)
 }
