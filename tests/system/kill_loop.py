@@ -34,8 +34,11 @@ def rounds(r, args, engine):
     for _ in range(args.rounds):
         restart(server, rng, recovery_kills)
         size = rng.choice([1, 10, 200, 1000])
+        known = os.path.getsize(ledger) if os.path.exists(ledger) else 0
         b = Bench(server.url, ledger, duration="1500ms", connections=8, rows=size, format=rng.choice(["columnar", "row", "batch"]), timeout="5s")
-        time.sleep(0.2 + rng.random() * 1.0)
+        # The bench first reads what the ledger holds; its first line says that the load begins.
+        wait_for("the load", 60, lambda known=known: os.path.exists(ledger) and os.path.getsize(ledger) > known)
+        time.sleep(0.1 + rng.random() * 1.0)
         server.kill()
         b.interrupt()
         acked += b.result(30)["acked"]
