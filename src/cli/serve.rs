@@ -19,7 +19,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::compact::Layout;
 use crate::compact::control::{Control, Shipped};
 use crate::compact::plan::{Bounds as PlanBounds, PlanSettings};
-use crate::compact::worker::{Compactor, Settings as CompactSettings};
+use crate::compact::worker::{Compactor, Settings as CompactSettings, plan_object};
 use crate::config::{self, Config};
 use crate::decode::Nested;
 use crate::decode::table::Bounds;
@@ -315,9 +315,22 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
         tracing::error!(error = %e, "a record cannot be read");
     }
     let damage = opened.manifest.state.damage.clone();
+    let shipped_last = opened.manifest.state.plans.iter().rev().find(|(_, p)| p.shipped).map(|(k, _)| *k);
     let sink: Arc<dyn Sink> = Arc::new(
         LocalSink::open(&config.storage.local_path, opened.shared.log).map_err(|e| Failed::Other(format!("storage.local_path: {e}")))?,
     );
+    if let Some(plan) = shipped_last
+        && !config.storage.accept_new_lake
+    {
+        let name = plan_object(opened.shared.log, plan);
+        if sink.describe(&name).map_err(|e| Failed::Other(format!("storage.local_path: {e}")))?.is_none() {
+            return Err(Failed::Open(OpenError::Refused(format!(
+                "{}: the lake does not hold {name}, which this log has stored there: expected the lake that was used before. Mount it or correct \
+                 storage.local_path; if it was moved or emptied on purpose, start once with storage.accept_new_lake = true",
+                config.storage.local_path.display()
+            ))));
+        }
+    }
     match sink.sweep() {
         Ok(s) if s.removed > 0 => tracing::info!(removed = s.removed, "removed files that an earlier run had not finished"),
         Ok(_) => {}

@@ -23,7 +23,7 @@ use crate::catalog::Catalog;
 use crate::format::manifest::{Entry, Plan, StoredKey};
 use crate::idempotency::Keys;
 use crate::sink::{Backoff, ObjectInfo, Published, PutSmall, Sink};
-use crate::types::Sequence;
+use crate::types::{LogId, Sequence};
 use crate::vfs::Vfs;
 use crate::wal::files;
 use crate::wal::manifest::{AppendFailure, Manifest, OutputFile};
@@ -139,6 +139,11 @@ impl Compactor {
                 Work::Wait(t) => self.control.wait(t),
                 Work::Done => return,
             }
+        }
+        if !self.shared.is_poisoned() {
+            // The next recovery then knows how much must be there, whatever has become of the files.
+            let sequence = self.shared.watermarks().durable;
+            let _ = self.append(vec![Entry::Durable { sequence, running_ms: self.keys.running_ms() }], &[]);
         }
     }
 
@@ -374,7 +379,7 @@ impl Compactor {
     /// INVARIANT(plan-object): before the first data put of plan k, the store holds the create-only object of plan k, and it is this plan.
     /// Two copies of one log that diverge both want number k; the loser stops.
     fn announce(&mut self, c: &mut Current) -> Result<(), Trouble> {
-        let name = format!("_arc/{}/plan-{}", self.shared.log, c.plan.plan);
+        let name = plan_object(self.shared.log, c.plan.plan);
         let bytes = serde_json::to_vec(&c.plan).map_err(|e| Trouble::Retry(e.to_string()))?;
         if let PutSmall::Exists(found) = self.sink.put_small(&name, &bytes)?
             && found != bytes
@@ -740,6 +745,11 @@ impl Compactor {
     pub fn shipped(&self) -> Sequence {
         self.manifest.state.shipped
     }
+}
+
+/// The name of the create-only object that makes plan `k` of a log the only one of its number.
+pub fn plan_object(log: LogId, k: u64) -> String {
+    format!("_arc/{log}/plan-{k}")
 }
 
 fn commit_entry(plan: u64, output: u32, f: &OutputFile) -> Entry {

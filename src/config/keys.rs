@@ -279,6 +279,8 @@ schema! {
         backend: OneOf<Backend> = Backend::Local;
         /// Directory of the lake for backend = "local"; created if missing.
         local_path: Directory = "./data/lake".into();
+        /// Start although the lake does not hold what this log has shipped before; for a lake that was moved or emptied on purpose.
+        accept_new_lake: Flag = false;
         /// Partition directories: "hive" is date=YYYY-MM-DD/hour=HH, "arc" is YYYY/MM/DD/HH.
         layout: OneOf<Layout> = Layout::Hive;
     }

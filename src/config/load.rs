@@ -355,6 +355,7 @@ mod tests {
             ("storage.backend", "local"),
             ("storage.local_path", "./data/lake"),
             ("storage.layout", "hive"),
+            ("storage.accept_new_lake", "false"),
             ("compaction.trigger_size", "512MB"),
             ("compaction.max_delay", "60s"),
             ("compaction.row_group_rows", "1048576"),
@@ -368,7 +369,7 @@ mod tests {
             let i = find(path).unwrap_or_else(|| panic!("{path} is missing"));
             assert_eq!((KEYS[i].show)(&c), value, "{path}");
         }
-        assert_eq!(KEYS.len(), 43);
+        assert_eq!(KEYS.len(), 44);
     }
 
     #[test]

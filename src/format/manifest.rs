@@ -174,6 +174,11 @@ pub enum Entry {
         segment: u64,
         last_sequence: Sequence,
     },
+    /// Every sequence through this one was durable when the server stopped in good order.
+    Durable {
+        sequence: Sequence,
+        running_ms: u64,
+    },
     /// Damage reported by a recovery, so that it is counted once.
     Damage {
         segment: u64,

@@ -48,6 +48,16 @@ fn sync_directory(path: &Path) -> SinkResult<()> {
     File::open(path).and_then(|d| d.sync_all()).map_err(failed("syncing directory", path))
 }
 
+/// Makes `dir`, which is below `root`. A root that has gone (unmounted, moved away) is not made anew: files would land
+/// where nobody looks for them.
+fn make_below(root: &Path, dir: &Path) -> SinkResult<()> {
+    if !root.is_dir() {
+        let gone = io::Error::new(io::ErrorKind::NotFound, "the lake's directory is gone; mount it or put it back");
+        return Err(SinkError::Transient { context: root.display().to_string(), source: gone });
+    }
+    make_directories(dir)
+}
+
 fn make_directories(path: &Path) -> SinkResult<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed("making directory", path))
 }
@@ -107,7 +117,7 @@ impl Shared {
     fn stage(self: &Arc<Self>, name: &str) -> SinkResult<LocalStaged> {
         let path = self.path(name)?;
         let dir = path.parent().unwrap_or(&self.root);
-        make_directories(dir)?;
+        make_below(&self.root, dir)?;
         loop {
             let n = self.next_temp.fetch_add(1, Ordering::Relaxed);
             let temp = dir.join(format!("{}{n}.tmp", self.temp_prefix()));

@@ -221,11 +221,54 @@ fn released_segments_that_are_left_are_removed_unread() {
     let (mut o, _) = reopen(small(dir.path())).unwrap();
     o.manifest.append(vec![Entry::Shipped { plan: 1, last_sequence: 1 }, Entry::Released { segment: 1, last_sequence: 1 }], &[]).unwrap();
     drop(o);
-    edit(&seg(dir.path(), 1), |b| b.fill(0xaa));
+    edit(&seg(dir.path(), 1), |b| b[FILE_HEADER_BYTES..].fill(0xaa));
     let (o, seen) = reopen(small(dir.path())).unwrap();
     assert_eq!(seen, ALL[1..]);
     assert!(o.report.findings.is_empty() && !seg(dir.path(), 1).exists());
     assert_eq!(o.shared.watermarks().released, 1);
+}
+
+#[test]
+fn a_foreign_file_with_a_released_name_is_refused_not_removed() {
+    let dir = build();
+    let (mut o, _) = reopen(small(dir.path())).unwrap();
+    o.manifest.append(vec![Entry::Shipped { plan: 1, last_sequence: 1 }, Entry::Released { segment: 1, last_sequence: 1 }], &[]).unwrap();
+    drop(o);
+    let first = seg(dir.path(), 1);
+    let other = build();
+    std::fs::copy(seg(other.path(), 1), &first).unwrap();
+    let Err(OpenError::Refused(why)) = reopen(small(dir.path())) else { panic!("refused") };
+    assert!(why.contains("belongs to log"), "{why}");
+    std::fs::copy(seg(dir.path(), 2), &first).unwrap();
+    let Err(OpenError::Refused(why)) = reopen(small(dir.path())) else { panic!("refused") };
+    assert!(why.contains("its header says segment 2"), "{why}");
+    std::fs::write(&first, b"not a segment at all").unwrap();
+    let (_o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!(seen, ALL[1..]);
+    assert_eq!(std::fs::read(&first).unwrap(), b"not a segment at all", "what cannot be read is not removed");
+}
+
+#[test]
+fn a_file_that_was_cut_short_is_damage_and_a_clean_stop_knows_what_is_missing() {
+    for clean in [false, true] {
+        let dir = build();
+        let (mut o, _) = reopen(small(dir.path())).unwrap();
+        if clean {
+            o.manifest.append(vec![Entry::Durable { sequence: ALL.len() as u64, running_ms: 0 }], &[]).unwrap();
+        }
+        drop(o);
+        let newest = seg(dir.path(), 4);
+        assert!(newest.exists() && !seg(dir.path(), 5).exists());
+        let f = std::fs::OpenOptions::new().write(true).open(seg(dir.path(), 3)).unwrap();
+        // Segment 3 holds the last record; without 4, whose header declares its end, it is the newest.
+        std::fs::remove_file(&newest).unwrap();
+        f.set_len(FILE_HEADER_BYTES as u64).unwrap();
+        let mut seen = Vec::new();
+        let report = inspect(&OsVfs, dir.path(), &mut |v| seen.push(v.header.sequence), &mut |_| {}).unwrap();
+        assert!(report.findings.iter().any(|f| f.finding.found.contains("cut short")), "{:?}", report.findings);
+        let missing: Vec<_> = report.findings.iter().filter_map(|f| f.finding.missing).collect();
+        assert_eq!(missing, if clean { vec![(seen.len() as u64 + 1, ALL.len() as u64)] } else { vec![] });
+    }
 }
 
 /// Offset of the last group of a manifest whose mark is then wiped.

@@ -70,6 +70,8 @@ pub struct ManifestState {
     /// Checkpoint of the catalog through `released` (or later).
     pub tables: BTreeMap<(String, String), TableEntry>,
     pub keys: Vec<StoredKey>,
+    /// Known durable at the last stop in good order.
+    pub durable: Sequence,
     /// Outputs whose records stand in side segments, (plan, output), with the bytes of those.
     pub deferred: BTreeMap<(u64, u32), u64>,
     /// Damage counted before: (segment, offset).
@@ -132,6 +134,10 @@ impl ManifestState {
                 }
                 self.released = self.released.max(last_sequence);
             }
+            Entry::Durable { sequence, running_ms } => {
+                self.durable = self.durable.max(sequence);
+                self.running_ms = self.running_ms.max(running_ms);
+            }
             d @ Entry::Damage { .. } => self.damage.push(d),
         }
         Ok(())
@@ -190,6 +196,7 @@ impl ManifestState {
         if self.next_plan > 1 && self.plans.is_empty() {
             out.push(Entry::Shipped { plan: self.next_plan - 1, last_sequence: self.shipped });
         }
+        out.push(Entry::Durable { sequence: self.durable, running_ms: self.running_ms });
         out.push(Entry::Released { segment: self.released_segment, last_sequence: self.released });
         out.extend(self.damage.iter().cloned());
         out

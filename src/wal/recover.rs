@@ -154,7 +154,11 @@ pub fn inspect_from(
         Ok(Some(Loaded { header, path, state, last_sequence, end, stale, torn })) => {
             report.log = Some(header.log);
             report.manifest = Some(ManifestSummary { path, id: header.id, salt: header.salt, end, last_sequence, torn });
-            manifest_floor = state.released.max(state.plans.values().map(|p| p.plan.last_sequence).max().unwrap_or(0)).max(state.shipped);
+            manifest_floor = state
+                .durable
+                .max(state.released)
+                .max(state.plans.values().map(|p| p.plan.last_sequence).max().unwrap_or(0))
+                .max(state.shipped);
             report.state = state;
             report.stale_manifests = stale;
         }
@@ -205,6 +209,28 @@ pub fn inspect_from(
     Ok(report)
 }
 
+/// Whether a header belongs to this log and to its file's name; if not, that is a refusal.
+fn is_ours(report: &mut Report, h: &FileHeader, id: u64, path: &Path) -> bool {
+    let log = *report.log.get_or_insert(h.log);
+    if log != h.log {
+        report.refusals.push(format!(
+            "{}: belongs to log {}, this directory is log {log}: expected one log in a directory; move the foreign files away",
+            path.display(),
+            h.log
+        ));
+    } else if h.id != id {
+        report.refusals.push(format!(
+            "{}: its header says segment {}, its name says {id}: expected equal; put the file back under its own name, {}",
+            path.display(),
+            h.id,
+            files::segment_name(h.id)
+        ));
+    } else {
+        return true;
+    }
+    false
+}
+
 fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<Vec<Listed>> {
     let mut listed = Vec::new();
     for e in vfs.list(dir)? {
@@ -215,6 +241,8 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<V
             x => x?,
         };
         if id <= report.state.released_segment {
+            // Left over from a release that a crash cut short. Only what is surely that may be removed.
+            let label = if header.as_ref().is_ok_and(|(h, _)| is_ours(report, h, id, &path)) { "released" } else { "leftover" };
             report.segments.push(SegmentReport {
                 id,
                 path,
@@ -223,27 +251,13 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<V
                 first_sequence: 0,
                 last_sequence: 0,
                 end: 0,
-                label: "released",
+                label,
             });
             continue;
         }
         let header = match header {
             Ok((h, _)) => {
-                if h.id != id {
-                    report.refusals.push(format!(
-                        "{}: its header says segment {}, its name says {id}: expected equal; put the file back under its own name",
-                        path.display(),
-                        h.id
-                    ));
-                }
-                match report.log {
-                    Some(log) if log != h.log => report.refusals.push(format!(
-                        "{}: belongs to log {}, this directory is log {log}: expected one log in a directory; move the foreign files away",
-                        path.display(),
-                        h.log
-                    )),
-                    _ => report.log = Some(h.log),
-                }
+                is_ours(report, &h, id, &path);
                 Ok(h)
             }
             Err([a, b]) => {
@@ -323,6 +337,22 @@ fn judge_segment(
             (salt, first)
         }
     };
+    if let Ok(h) = &l.header
+        && l.len < h.file_len
+    {
+        // The length is fixed and durable before a segment gets its name: no crash shortens it.
+        report.findings.push(SegmentFinding {
+            segment: l.id,
+            finding: Finding {
+                label: Label::Damaged,
+                from: l.len,
+                to: h.file_len,
+                missing: None,
+                expected: format!("a file of {} bytes", h.file_len),
+                found: format!("{} bytes: it was cut short", l.len),
+            },
+        });
+    }
     // The end is known from the successor; if its header is lost, everything up to the known floor was durable all the same.
     let known = Known { first_sequence: first, declared: declared.map(|d| (d.end, d.last_sequence)), floor };
     let v = if newest { scan_growing(file, bytes, salt, known)? } else { scan(bytes, salt, known) };
@@ -459,10 +489,10 @@ pub fn open(
     // Names first: what follows must not act on a directory that a power cut could still change.
     vfs.sync_dir(&dir).map_err(at(&shown))?;
     let report = inspect(&**vfs, &dir, visit, progress).map_err(at(&shown))?;
-    say(&report);
     if let Some(first) = report.refusals.first() {
         return Err(OpenError::Refused(first.clone()));
     }
+    say(&report);
     if report.is_damaged() && !settings.set_aside_damage {
         return Err(OpenError::Refused(format!(
             "{shown}: the log is damaged ({} findings) and wal.on_damage = \"refuse\"; run `arc wal verify`, then restore the files or set wal.on_damage = \"set-aside\"",
@@ -474,13 +504,25 @@ pub fn open(
 
 fn say(report: &Report) {
     for f in &report.findings {
-        let (s, x) = (f.segment, &f.finding);
+        let x = &f.finding;
+        let file = files::segment_name(f.segment);
+        let side = side_name(report, f).unwrap_or_default();
         if x.label.is_damage() {
-            tracing::error!(segment = s, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, missing = ?x.missing, "damage in the log");
+            let missing = x.missing.map_or_else(|| "none known".to_owned(), |(a, b)| format!("{a} to {b}"));
+            tracing::error!(file, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, missing_sequences = %missing, side, "damage in the log");
         } else {
-            tracing::warn!(segment = s, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, "the log's tail was not acknowledged");
+            tracing::warn!(file, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, side, "the log's tail was not acknowledged");
         }
     }
+    for s in report.segments.iter().filter(|s| s.label == "leftover") {
+        tracing::warn!(file = %s.path.display(), "a file with the name of a released segment and no readable header: left alone, remove it by hand");
+    }
+}
+
+/// The file in the side directory that keeps the bytes of a finding.
+fn side_name(report: &Report, f: &SegmentFinding) -> Option<String> {
+    let s = report.segments.iter().find(|s| s.id == f.segment)?;
+    Some(format!("{:016x}-{:016x}-{}.bin", s.salt, f.finding.from, f.finding.label.name()))
 }
 
 fn act(
@@ -499,7 +541,7 @@ fn act(
     for s in report.segments.iter().filter(|s| s.label == "released") {
         vfs.remove(&s.path).map_err(at(s.path.display().to_string()))?;
     }
-    report.segments.retain(|s| s.label != "released");
+    report.segments.retain(|s| s.label != "released" && s.label != "leftover");
     set_aside(&**vfs, &dir, &report).map_err(at(dir.join(files::SIDE).display().to_string()))?;
 
     let log = report.log.unwrap_or_else(|| clock.random_id());
@@ -679,7 +721,7 @@ fn set_aside(vfs: &dyn Vfs, dir: &Path, report: &Report) -> io::Result<()> {
         let Some(s) = report.segments.iter().find(|s| s.id == f.segment) else { continue };
         let x = &f.finding;
         let len = x.to.min(s.file_len).saturating_sub(x.from).min(MOST);
-        let name = format!("{:016x}-{:016x}-{}.bin", s.salt, x.from, x.label.name());
+        let Some(name) = side_name(report, f) else { continue };
         if len == 0 || have.contains(&name) {
             continue;
         }

@@ -106,7 +106,8 @@ fn a_log_of_version_1_is_drained() {
     let want = expected();
     let place = Place::new();
     unpack(&place.wal());
-    let server = place.start(&["wal.segment_size=8KB", "wal.on_damage=refuse"]);
+    // Its lake did not come along.
+    let server = place.start(&["wal.segment_size=8KB", "wal.on_damage=refuse", "storage.accept_new_lake=true"]);
     assert_eq!(json!(server.status()["log_uuid"]), want["log"]);
     // Keys, in the manifest and in the records, are known.
     for k in want["keys"].as_array().unwrap() {

@@ -34,7 +34,8 @@ fn order(lib: &str) -> Vec<String> {
 }
 
 fn is_test_file(path: &str) -> bool {
-    path.split('/').any(|part| part == "tests" || part == "tests.rs")
+    path.split('/')
+        .any(|part| matches!(part, "tests" | "tests.rs" | "testing.rs") || part.ends_with("_tests.rs") || part.ends_with("_test.rs"))
 }
 
 /// The text without what follows the first test module: those stand at the end of a file.

@@ -346,3 +346,33 @@ fn diverged_copies_are_forked() {
     assert_eq!(shipped(&place), [0, 1, 2, 3]);
     assert!(segments.iter().all(|s| s.exists()), "nothing released");
 }
+
+/// A lake that is gone or another one is not filled silently, neither while running nor at a start.
+#[test]
+fn a_lake_that_vanished_is_not_made_anew() {
+    let place = Place::new();
+    let server = place.start(&[]);
+    server.store(&one(1));
+    server.flush();
+    let away = place.path().join("away");
+    std::fs::rename(place.lake(), &away).unwrap();
+    server.store(&one(2));
+    let r = server.call("POST", "/api/v1/flush?timeout=1s", &[], b"");
+    assert_eq!(r.status, 504, "nothing is committed while the lake is away");
+    assert!(!place.lake().exists());
+    assert!(server.status()["last_error"].as_str().unwrap().contains("the lake's directory is gone"));
+    std::fs::rename(&away, place.lake()).unwrap();
+    server.flush();
+    assert_eq!(shipped(&place), vec![1, 2]);
+    server.stop();
+
+    std::fs::rename(place.lake(), &away).unwrap();
+    let (code, log) = place.run_to_end(&[]);
+    assert_eq!(code, Some(3), "{log}");
+    assert!(log.contains("storage.accept_new_lake"), "{log}");
+    let server = place.start(&["storage.accept_new_lake=true"]);
+    server.store(&one(3));
+    server.flush();
+    assert_eq!(shipped(&place), vec![3]);
+    server.stop();
+}
