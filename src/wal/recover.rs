@@ -236,6 +236,13 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<V
     for e in vfs.list(dir)? {
         let Some(id) = files::parse_segment(&e.name) else { continue };
         let path = dir.join(&e.name);
+        if !e.is_file {
+            report.refusals.push(format!(
+                "{}: expected a file, this is a directory, a pipe or a device; move it away and restore the segment from a copy",
+                path.display()
+            ));
+            continue;
+        }
         let (len, header) = match read_header(vfs, &path, FileKind::Segment) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             x => x?,
@@ -375,6 +382,23 @@ fn judge_segment(
         && first != n
     {
         report.refusals.push(format!("{}: begins with sequence {first}, expected {n}", l.path.display()));
+    }
+    if let Ok(h) = &l.header
+        && newest
+        && l.len < h.file_len
+    {
+        // Segments have their full length before they get their name: no crash makes one shorter.
+        report.findings.push(SegmentFinding {
+            segment: l.id,
+            finding: Finding {
+                label: Label::Damaged,
+                from: l.len,
+                to: h.file_len,
+                missing: None,
+                expected: format!("{} bytes, as the header says", h.file_len),
+                found: format!("a file that was cut to {} bytes: what the rest held, if anything, is not known", l.len),
+            },
+        });
     }
     for r in v.records.iter().filter(|r| r.kind == RecordKind::Write) {
         visit(Visited { segment: l.id, header: r, payload: Scanner::payload(&bytes.bytes, r) });
