@@ -397,24 +397,6 @@ fn a_segment_that_is_no_file_is_refused() {
 }
 
 #[test]
-fn a_newest_segment_that_was_cut_is_damage() {
-    let dir = build();
-    // At the end of the headers: no record is left, and none is torn.
-    let full = std::fs::metadata(seg(dir.path(), 3)).unwrap().len();
-    edit(&seg(dir.path(), 3), |b| b.truncate(FILE_HEADER_BYTES));
-    refused(LogSettings { set_aside_damage: false, ..small(dir.path()) }, "wal.on_damage = \"refuse\"");
-    for round in 0..2 {
-        let (o, seen) = reopen(small(dir.path())).unwrap();
-        assert_eq!(seen, ALL[..2]);
-        assert_eq!(o.manifest.state.damage.len(), 1, "round {round}");
-        if round == 0 {
-            let f = &o.report.findings[0].finding;
-            assert_eq!((f.label, f.from, f.to), (Label::Damaged, FILE_HEADER_BYTES as u64, full));
-        }
-    }
-}
-
-#[test]
 fn a_first_start_that_was_cut_short_is_no_lost_log() {
     let dir = tempfile::tempdir().unwrap();
     let clock = SystemClock::shared();

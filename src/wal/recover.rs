@@ -383,23 +383,6 @@ fn judge_segment(
     {
         report.refusals.push(format!("{}: begins with sequence {first}, expected {n}", l.path.display()));
     }
-    if let Ok(h) = &l.header
-        && newest
-        && l.len < h.file_len
-    {
-        // Segments have their full length before they get their name: no crash makes one shorter.
-        report.findings.push(SegmentFinding {
-            segment: l.id,
-            finding: Finding {
-                label: Label::Damaged,
-                from: l.len,
-                to: h.file_len,
-                missing: None,
-                expected: format!("{} bytes, as the header says", h.file_len),
-                found: format!("a file that was cut to {} bytes: what the rest held, if anything, is not known", l.len),
-            },
-        });
-    }
     for r in v.records.iter().filter(|r| r.kind == RecordKind::Write) {
         visit(Visited { segment: l.id, header: r, payload: Scanner::payload(&bytes.bytes, r) });
     }
