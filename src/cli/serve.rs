@@ -26,7 +26,7 @@ use crate::decode::table::Bounds;
 use crate::format::manifest::PlanWriter;
 use crate::format::payload::PayloadView;
 use crate::http::engine::{Engine, Running, WriteSettings};
-use crate::http::{App, Settings as HttpSettings, serve};
+use crate::http::{App, Settings as HttpSettings, listen, serve};
 use crate::idempotency::Keys;
 use crate::limits::BLOCK;
 use crate::metrics::Metrics;
@@ -101,7 +101,7 @@ enum Failed {
 async fn main(global: &Global, config: Config, file: Option<&Path>) -> u8 {
     let clock = SystemClock::shared();
     let metrics = Metrics::new();
-    let listener = match tokio::net::TcpListener::bind((config.server.host.as_str(), config.server.port)).await {
+    let listener = match listen(&config.server.host, config.server.port).await {
         Ok(l) => l,
         Err(e) => {
             global.error(format!(

@@ -241,6 +241,14 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
             named("server.max_payload_size")
         ));
     }
+    let (log, lake) = (lexical(&wal.directory), lexical(&config.storage.local_path));
+    if log.starts_with(&lake) {
+        return refuse(format!(
+            "{} is {}, or in it: names of databases and those of the log's own directories could meet there; put them side by side",
+            named("wal.directory"),
+            named("storage.local_path")
+        ));
+    }
     if !server.insecure && !is_loopback(&server.host) {
         return Err(ConfigError::OpenBind { host: named("server.host") });
     }
@@ -258,6 +266,19 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
         )));
     }
     Ok(())
+}
+
+/// The path from the root, without `.` and `..`; symbolic links are not followed.
+fn lexical(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for c in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
+        if c == std::path::Component::ParentDir {
+            out.pop();
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// Whether only this machine can reach the host. A name other than `localhost` may resolve to anything.
@@ -476,6 +497,17 @@ mod tests {
         has(&error("", &[], &["ingest.max_inflated_size=1MB"]), &["ingest.max_inflated_size", "server.max_payload_size"]);
         let (_, _, w) = load("", &[], &["wal.sync_mode=unsafe-none", "wal.reserve=1MB"]).unwrap();
         assert_eq!(w.len(), 2, "{w:?}");
+    }
+
+    #[test]
+    fn a_log_within_the_lake_is_refused() {
+        for (log, lake) in [("/d/x", "/d/x"), ("/d/x/wal", "/d/x"), ("./a/../b/wal", "b"), ("b", "./b/")] {
+            let sets = [format!("wal.directory={log}"), format!("storage.local_path={lake}")];
+            has(&error("", &[], &[&sets[0], &sets[1]]), &["wal.directory = ", "storage.local_path = ", "side by side"]);
+        }
+        for (log, lake) in [("/d/wal", "/d/lake"), ("/d", "/d/lake"), ("/d/lake2", "/d/lake")] {
+            load("", &[], &[&format!("wal.directory={log}"), &format!("storage.local_path={lake}")]).unwrap();
+        }
     }
 
     #[test]

@@ -50,6 +50,17 @@ pub fn inflate(body: Bytes, max_raw: usize, max_inflated: usize) -> Result<Bytes
     Ok(body)
 }
 
+/// What a compressed body says of its size when inflated, 0 if nothing. Only a hint: with several members it is that of one, and it may lie.
+pub fn declared(body: &[u8]) -> u64 {
+    if body.starts_with(&GZIP) {
+        return body.last_chunk::<4>().map_or(0, |l| u64::from(u32::from_le_bytes(*l)));
+    }
+    if body.starts_with(&ZSTD) {
+        return zstd::zstd_safe::get_frame_content_size(body).ok().flatten().unwrap_or(0);
+    }
+    0
+}
+
 #[derive(Debug)]
 enum Failure {
     TooLarge,
@@ -223,6 +234,15 @@ mod tests {
 
     fn zst(data: &[u8]) -> Vec<u8> {
         zstd::bulk::compress(data, 1).unwrap()
+    }
+
+    #[test]
+    fn a_body_says_how_large_it_becomes() {
+        let data = sample(300_000);
+        assert_eq!((declared(&gz(&data)), declared(&zst(&data)), declared(&data)), (300_000, 300_000, 0));
+        for cut in [&gz(&data)[..3], &zst(&data)[..5], &[]] {
+            assert_eq!(declared(cut), 0);
+        }
     }
 
     fn sample(n: usize) -> Vec<u8> {

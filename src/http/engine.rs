@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Backend, FlushOutcome, Readiness, WriteOutcome, WriteRequest};
 use crate::catalog::Catalog;
@@ -24,6 +26,8 @@ use crate::wal::{AppendError, Appender, Completion, Shared};
 
 /// Bodies above this are decoded where they do not hold up other requests.
 const LARGE_BODY: usize = 256 << 10;
+/// How long a large body waits for its turn.
+const LARGE_WAIT: Duration = Duration::from_secs(10);
 
 /// Limits and rules of writes.
 #[derive(Clone, Copy, Debug)]
@@ -56,12 +60,25 @@ pub struct Engine {
     metrics: Arc<Metrics>,
     running: OnceLock<Running>,
     recovery: Mutex<Option<Progress>>,
+    /// Turns of bodies that are large, or become so when inflated. Such a body takes many times its bytes on the wire while it is inflated,
+    /// decoded and encoded, and `ingest.max_in_flight` counts those on the wire: so no more of them at a time than there are cores.
+    large: Semaphore,
+    large_wait: Duration,
 }
 
 impl Engine {
     /// An engine that answers 503 `recovering` until [`Self::start`].
     pub fn new(settings: WriteSettings, clock: SharedClock, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { settings, clock, metrics, running: OnceLock::new(), recovery: Mutex::default() })
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Arc::new(Self {
+            settings,
+            clock,
+            metrics,
+            running: OnceLock::new(),
+            recovery: Mutex::default(),
+            large: Semaphore::new(cores),
+            large_wait: LARGE_WAIT,
+        })
     }
 
     /// How far recovery has come, for `/ready`.
@@ -84,14 +101,36 @@ impl Engine {
             .ok_or_else(|| RequestError::unavailable(Reason::Recovering, "the log is being recovered; see /ready for progress"))
     }
 
+    /// The turn of a large body.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, RequestError> {
+        match tokio::time::timeout(self.large_wait, self.large.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(RequestError::unavailable(Reason::NotStored, "too many large requests at a time; send it again")),
+        }
+    }
+
+    /// The body, inflated; a large one with the turn that it holds while it is worked on.
+    async fn inflated(&self, body: Bytes) -> Result<(Bytes, Option<SemaphorePermit<'_>>), RequestError> {
+        let s = &self.settings;
+        if body.len() <= LARGE_BODY && compression::declared(&body) <= LARGE_BODY as u64 {
+            match compression::inflate(body.clone(), s.max_payload_size, s.max_inflated_size.min(LARGE_BODY)) {
+                // It is larger than it said: inflated again from its beginning, in its turn.
+                Err(RequestError::TooLarge(_)) => {}
+                inflated => return Ok((inflated?, None)),
+            }
+        }
+        let turn = self.turn().await?;
+        let body = aside(true, move || compression::inflate(body, s.max_payload_size, s.max_inflated_size))?;
+        Ok((body, Some(turn)))
+    }
+
     async fn write(&self, request: WriteRequest) -> Result<WriteOutcome, RequestError> {
         let r = self.open()?;
         let delay = r.shared.admit()?;
         let started = self.clock.monotonic();
         let s = &self.settings;
-        let large = request.body.len() > LARGE_BODY;
-        let body = request.body;
-        let body = aside(large, move || compression::inflate(body, s.max_payload_size, s.max_inflated_size))?;
+        let (body, turn) = self.inflated(request.body).await?;
+        let large = turn.is_some();
         let claim = match &request.idempotency_key {
             None => None,
             Some(key) => {
@@ -120,7 +159,7 @@ impl Engine {
         let receive_time_us = self.clock.wall_us();
         let options =
             DecodeOptions { receive_time_us, time_unit: request.time_unit, nested: s.nested, hive_names: s.hive_names, bounds: s.bounds };
-        let decoded = aside(body.len() > LARGE_BODY, || decode(&body, &options))?;
+        let decoded = aside(large, || decode(&body, &options))?;
         drop(body);
         self.metrics.ingest_invalid_utf8_total.increment(decoded.invalid_utf8);
         if decoded.tables.is_empty() {
@@ -136,6 +175,8 @@ impl Engine {
         }
         let entry = claim.as_ref().map(|c| c.entry);
         let admitted = admit(&r.catalog, &request.database, decoded, entry, receive_time_us, s.max_record_size).await?;
+        // What waits for the log from here on is bounded by its queue.
+        drop(turn);
         self.metrics.ingest_decode_seconds.record(self.clock.monotonic().saturating_sub(started).as_secs_f64());
         let (reservation, rows) = (admitted.reservation, admitted.rows);
         let completion: Option<Completion> = if reservation.is_empty() && claim.is_none() {
@@ -319,5 +360,59 @@ impl Backend for Engine {
             "requests_durable": w.durable, "requests_shipped": w.shipped, "backlog_bytes": bytes, "keys": r.keys.len(),
             "key_evictions": r.keys.early_evictions(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use std::io::Write as _;
+
+    fn engine() -> Arc<Engine> {
+        let bounds = Bounds { max_columns: 10, max_tables: 10, max_partitions: 10, max_bytes: 1 << 20 };
+        let settings = WriteSettings {
+            max_payload_size: 4 * LARGE_BODY,
+            max_inflated_size: 4 * LARGE_BODY,
+            max_record_size: 1 << 20,
+            bounds,
+            nested: Nested::Json,
+            hive_names: true,
+        };
+        Engine::new(settings, SystemClock::shared(), Metrics::new())
+    }
+
+    fn gzip(len: usize) -> Bytes {
+        let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        e.write_all(&vec![7; len]).unwrap();
+        e.finish().unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn bodies_that_become_large_take_turns_and_small_ones_do_not_wait_for_them() {
+        let mut engine = engine();
+        Arc::get_mut(&mut engine).unwrap().large_wait = Duration::from_millis(20);
+        let cores = engine.large.available_permits();
+        let bomb = gzip(3 * LARGE_BODY);
+        assert!(bomb.len() < LARGE_BODY / 10);
+        let mut held = Vec::new();
+        for _ in 0..cores {
+            let (body, turn) = engine.inflated(bomb.clone()).await.unwrap();
+            assert_eq!(body.len(), 3 * LARGE_BODY);
+            held.push(turn.unwrap());
+        }
+        for large in [bomb.clone(), Bytes::from(vec![0; LARGE_BODY + 1])] {
+            match engine.inflated(large).await {
+                Err(RequestError::Unavailable { reason: Reason::NotStored, .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        for (small, len) in [(gzip(LARGE_BODY), LARGE_BODY), (Bytes::from_static(b"x"), 1)] {
+            let (body, turn) = engine.inflated(small).await.unwrap();
+            assert_eq!((body.len(), turn.is_none()), (len, true));
+        }
+        drop(held);
+        assert!(matches!(engine.inflated(gzip(4 * LARGE_BODY + 1)).await, Err(RequestError::TooLarge(_))));
+        assert_eq!(engine.large.available_permits(), cores);
     }
 }

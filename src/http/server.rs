@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -29,6 +29,30 @@ const MAX_HEAD: usize = 32 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Connections that wait for being accepted. Beyond it the kernel drops what comes, and the client tries again only after a second.
+const BACKLOG: u32 = 4096;
+
+/// Listens on the first address of `host` that can be had.
+///
+/// # Errors
+/// Of looking the host up, and of the last address tried.
+pub async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address");
+    for address in lookup_host((host, port)).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let listening = socket.and_then(|s| {
+            s.set_reuseaddr(true)?;
+            s.bind(address)?;
+            s.listen(BACKLOG)
+        });
+        match listening {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
 
 /// How serving ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -177,5 +201,22 @@ impl Http for Http1 {
 
     fn into_io(self) -> Watched {
         self.0.into_parts().io.into_inner()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_burst_of_connections_waits_and_is_not_dropped() {
+        let listener = listen("localhost", 0).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|s| s.trim().parse().ok()).unwrap_or(128);
+        let mut open = Vec::new();
+        for i in 0..most.min(300) {
+            let socket = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(900));
+            open.push(socket.unwrap_or_else(|e| panic!("connection {i}: {e}")));
+        }
     }
 }

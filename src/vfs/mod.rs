@@ -39,6 +39,8 @@ pub struct DirEntry {
     pub name: String,
     pub len: u64,
     pub is_dir: bool,
+    /// A regular file, also behind a symbolic link.
+    pub is_file: bool,
 }
 
 /// A directory tree that can be made durable.

@@ -23,8 +23,9 @@ impl Vfs for OsVfs {
             let e = e?;
             let Ok(name) = e.file_name().into_string() else { continue };
             // A file may go away between the two calls: a live server releases segments.
-            match e.metadata() {
-                Ok(m) => out.push(DirEntry { name, len: m.len(), is_dir: m.is_dir() }),
+            // Through symbolic links, as opening does.
+            match fs::metadata(e.path()).or_else(|_| e.metadata()) {
+                Ok(m) => out.push(DirEntry { name, len: m.len(), is_dir: m.is_dir(), is_file: m.is_file() }),
                 Err(x) if x.kind() == io::ErrorKind::NotFound => {}
                 Err(x) => return Err(x),
             }

@@ -378,6 +378,25 @@ fn scratch_files_are_removed_and_foreign_names_left_alone() {
 }
 
 #[test]
+fn a_segment_that_is_no_file_is_refused() {
+    let dir = build();
+    let path = seg(dir.path(), 2);
+    std::fs::rename(&path, dir.path().join("kept")).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    refused(small(dir.path()), "seg-0000000000000002.wal: expected a file");
+    std::fs::remove_dir(&path).unwrap();
+    // A pipe that nobody writes to: opening it would wait for ever.
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    match reopen(small(dir.path())) {
+        Err(OpenError::Refused(why)) => assert!(why.contains("seg-0000000000000002.wal: expected a file"), "{why}"),
+        other => panic!("{:?}", other.map(|(o, _)| o.report)),
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("kept"), &path).unwrap();
+    assert_eq!(reopen(small(dir.path())).unwrap().1, ALL);
+}
+
+#[test]
 fn a_first_start_that_was_cut_short_is_no_lost_log() {
     let dir = tempfile::tempdir().unwrap();
     let clock = SystemClock::shared();

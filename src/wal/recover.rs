@@ -236,6 +236,13 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<V
     for e in vfs.list(dir)? {
         let Some(id) = files::parse_segment(&e.name) else { continue };
         let path = dir.join(&e.name);
+        if !e.is_file {
+            report.refusals.push(format!(
+                "{}: expected a file, this is a directory, a pipe or a device; move it away and restore the segment from a copy",
+                path.display()
+            ));
+            continue;
+        }
         let (len, header) = match read_header(vfs, &path, FileKind::Segment) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             x => x?,
