@@ -53,6 +53,8 @@ pub(super) enum Trouble {
     /// Where the lake is.
     LakeFull(String),
     Retry(String),
+    /// Will not go away by itself: permissions, a file where a directory belongs, a foreign object.
+    Lasting(String),
     /// The manifest is in an unknown state, or the store holds another plan.
     Fatal,
 }
@@ -61,7 +63,8 @@ impl From<SinkError> for Trouble {
     fn from(e: SinkError) -> Self {
         match e {
             SinkError::NoSpace { .. } => Self::LakeFull(e.to_string()),
-            SinkError::Transient { .. } | SinkError::Permanent { .. } => Self::Retry(e.to_string()),
+            SinkError::Transient { .. } => Self::Retry(e.to_string()),
+            SinkError::Permanent { .. } => Self::Lasting(e.to_string()),
         }
     }
 }
@@ -70,6 +73,13 @@ impl From<io::Error> for Trouble {
     fn from(e: io::Error) -> Self {
         if is_no_space(&e) { Self::NoSpace(e.to_string()) } else { Self::Retry(e.to_string()) }
     }
+}
+
+/// Why an output waits.
+#[derive(Clone, Debug)]
+pub(super) struct Stop {
+    pub(super) why: String,
+    pub(super) lasting: bool,
 }
 
 /// One output as it came out of the builder: staged and sealed, or without rows.

@@ -3,7 +3,7 @@
 //! INVARIANT(deferred-is-durable): a plan counts an output as deferred only after a side segment with all its records, under their own sequences,
 //! has been synced with its name, and a manifest record says so. The side segment goes only after the output's commit.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::Duration;
 
@@ -36,10 +36,13 @@ impl Compactor {
         self.is_committed(plan, n) || self.manifest.state.deferred.contains_key(&(plan.plan, n))
     }
 
-    pub(super) fn defer(&mut self, c: &Current, stopped: &BTreeMap<u32, String>) -> Result<(), Trouble> {
+    pub(super) fn defer(&mut self, c: &Current, outputs: &[u32]) -> Result<(), Trouble> {
+        if outputs.is_empty() {
+            return Ok(());
+        }
         let dir = self.shared.settings.directory.join(files::SIDE);
         let mut entries = Vec::new();
-        for n in stopped.keys() {
+        for n in outputs {
             let Some(list) = c.slices.outputs.get(*n as usize) else { continue };
             let bytes = self.write_side(&c.plan, *n, list, &c.slices.mapped)?;
             tracing::warn!(plan = c.plan.plan, output = n, bytes, "this output cannot be published: its records move to a side segment");
@@ -118,12 +121,12 @@ impl Compactor {
                     continue;
                 }
             };
-            let c = Current { plan, slices, unparsable_kept: true, announced: true, cautious: false };
+            let c = Current { plan, slices, unparsable_kept: true, announced: true, cautious: false, stopped_since: None };
             self.adopt_published(&c)?;
             if !self.is_committed(&c.plan, n) {
                 let stopped = self.build_all(&c, &[n])?;
-                if let Some(why) = stopped.values().next() {
-                    self.trouble(&format!("output {n} of plan {k} still waits: {why}"));
+                if let Some(stop) = stopped.values().next() {
+                    self.trouble(&format!("output {n} of plan {k} still waits: {}", stop.why));
                     continue;
                 }
             }

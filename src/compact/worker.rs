@@ -13,7 +13,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::SchemaColumn;
-use super::builder::{Probe, Ready, SUSPICIONS, Trouble, UNCLEAN_ENDS, build_one, hex, try_each};
+use super::builder::{Probe, Ready, SUSPICIONS, Stop, Trouble, UNCLEAN_ENDS, build_one, hex, try_each};
 use super::control::Control;
 use super::name::Layout;
 use super::parquet::{Codecs, OutputSpec, WriterSettings};
@@ -45,6 +45,9 @@ pub struct Settings {
     pub row_group_bytes: usize,
 }
 
+/// How long the log waits for an output that will not be publishable by itself, before its records move aside.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What a step did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Work {
@@ -66,6 +69,8 @@ pub(super) struct Current {
     pub(super) announced: bool,
     /// Earlier attempts ended uncleanly: each record is tried on its own first.
     pub(super) cautious: bool,
+    /// Since when outputs of the plan have waited.
+    pub(super) stopped_since: Option<Duration>,
 }
 
 pub struct Compactor {
@@ -178,7 +183,7 @@ impl Compactor {
                 self.prealloc.empty_pool();
                 Work::Worked
             }
-            Err(Trouble::Retry(why)) => {
+            Err(Trouble::Retry(why) | Trouble::Lasting(why)) => {
                 self.trouble(&why);
                 self.shared.metrics.compact_retries_total.increment(1);
                 Work::Wait(self.backoff.next_wait())
@@ -253,7 +258,7 @@ impl Compactor {
         }
         self.append(entries, &[])?;
         self.control.set_plan(Some(plan.plan));
-        self.current = Some(Current { plan, slices, unparsable_kept: false, announced: false, cautious });
+        self.current = Some(Current { plan, slices, unparsable_kept: false, announced: false, cautious, stopped_since: None });
         Ok(Work::Worked)
     }
 
@@ -352,14 +357,20 @@ impl Compactor {
                 self.append(vec![Entry::Stopped { plan: c.plan.plan }], &[])?;
                 return Ok(false);
             }
-            if let Some((n, why)) = stopped.first_key_value() {
+            if let Some((n, stop)) = stopped.first_key_value() {
                 // The others are committed. What stopped these may go away by itself or by a person.
-                self.trouble(&format!("{} of {} outputs of plan {} wait; output {n}: {why}", stopped.len(), todo.len(), c.plan.plan));
+                let (some, all, plan, why) = (stopped.len(), todo.len(), c.plan.plan, &stop.why);
+                self.trouble(&format!("{some} of {all} outputs of plan {plan} wait; output {n}: {why}"));
                 self.shared.metrics.compact_retries_total.increment(1);
-                if !self.pins_too_much() {
+                let now = self.shared.clock.monotonic();
+                let patience_is_over = now >= *c.stopped_since.get_or_insert(now) + PATIENCE;
+                let too_much = self.pins_too_much();
+                let aside: Vec<u32> =
+                    stopped.iter().filter(|(_, s)| too_much || (s.lasting && patience_is_over)).map(|(n, _)| *n).collect();
+                self.defer(c, &aside)?;
+                if aside.len() < stopped.len() {
                     return Ok(false);
                 }
-                self.defer(c, &stopped)?;
             }
         }
         let entry = Entry::Shipped { plan: c.plan.plan, last_sequence: c.plan.last_sequence };
@@ -487,7 +498,7 @@ impl Compactor {
     /// Builds the outputs on up to `workers` threads, and records, publishes and commits each as it is ready.
     ///
     /// What stops one output stops it alone: those are returned with the reason. A full disk stops all.
-    pub(super) fn build_all(&mut self, c: &Current, todo: &[u32]) -> Result<BTreeMap<u32, String>, Trouble> {
+    pub(super) fn build_all(&mut self, c: &Current, todo: &[u32]) -> Result<BTreeMap<u32, Stop>, Trouble> {
         let next = AtomicUsize::new(0);
         let workers = self.settings.workers.clamp(1, todo.len());
         // One finished output waits at most for each worker: what is staged is bounded.
@@ -547,7 +558,10 @@ impl Compactor {
                     match r {
                         Ok(r) => ready.push(r),
                         Err(Trouble::Retry(why)) => {
-                            stopped.insert(n, why);
+                            stopped.insert(n, Stop { why, lasting: false });
+                        }
+                        Err(Trouble::Lasting(why)) => {
+                            stopped.insert(n, Stop { why, lasting: true });
                         }
                         Err(e) => return Err(e),
                     }
@@ -574,7 +588,7 @@ impl Compactor {
     }
 
     /// Quarantine, intents, names, commits: each durable before the next.
-    fn publish(&mut self, plan: &Plan, slices: &Slices, ready: Vec<Ready>, stopped: &mut BTreeMap<u32, String>) -> Result<(), Trouble> {
+    fn publish(&mut self, plan: &Plan, slices: &Slices, ready: Vec<Ready>, stopped: &mut BTreeMap<u32, Stop>) -> Result<(), Trouble> {
         let mut intents = Vec::new();
         for r in &ready {
             self.quarantine(plan, slices, r)?;
@@ -610,7 +624,10 @@ impl Compactor {
             match published.map_err(Trouble::from) {
                 Ok(None) => commits.push((r.output, r.file)),
                 Err(Trouble::Retry(why)) => {
-                    stopped.insert(r.output, why);
+                    stopped.insert(r.output, Stop { why, lasting: false });
+                }
+                Err(Trouble::Lasting(why)) => {
+                    stopped.insert(r.output, Stop { why, lasting: true });
                 }
                 Err(e) => return Err(e),
                 Ok(Some(other)) => {
@@ -622,7 +639,7 @@ impl Compactor {
                         r.file.sha256
                     );
                     tracing::error!(error = %why, "an output is stopped");
-                    stopped.insert(r.output, why);
+                    stopped.insert(r.output, Stop { why, lasting: true });
                 }
             }
         }
