@@ -107,6 +107,8 @@ impl Compactor {
         if self.manifest.state.deferred.is_empty() || self.control.is_paused() || self.deferred_due.is_some_and(|d| now < d) {
             return Ok(false);
         }
+        // Set first: an error of these must not keep the rest of the log from being shipped and released.
+        self.deferred_due = Some(now + RETRY);
         let all: Vec<(u64, u32)> = self.manifest.state.deferred.keys().copied().collect();
         for (k, n) in all {
             let Some(plan) = self.manifest.state.plans.get(&k).map(|p| p.plan.clone()) else { continue };
@@ -131,10 +133,10 @@ impl Compactor {
                 drop(c);
                 self.vfs.remove(&path)?;
                 self.count_deferred();
+                self.deferred_due = None;
                 return Ok(true);
             }
         }
-        self.deferred_due = Some(now + RETRY);
         Ok(false)
     }
 

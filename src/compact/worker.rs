@@ -25,6 +25,7 @@ use crate::idempotency::Keys;
 use crate::sink::{Backoff, ObjectInfo, Published, PutSmall, Sink};
 use crate::types::{LogId, Sequence};
 use crate::vfs::Vfs;
+use crate::wal::aside::{damage_entry, keep_bytes};
 use crate::wal::files;
 use crate::wal::manifest::{AppendFailure, Manifest, OutputFile};
 use crate::wal::prealloc::Preallocator;
@@ -229,18 +230,25 @@ impl Compactor {
         self.begin(plan, slices)
     }
 
+    /// INVARIANT(rot-is-kept): what has gone bad since its segment was sealed is set aside and recorded before the plan that passes over it
+    /// is built.
     fn begin(&mut self, plan: Plan, slices: Slices) -> Result<Work, Trouble> {
+        let mut entries = vec![Entry::Attempt { plan: plan.plan }];
+        let sealed = self.sealed();
         for (segment, f) in &slices.findings {
             tracing::error!(segment, offset = f.from, label = f.label.name(), missing = ?f.missing, "damage in a sealed segment");
             // Recovery has counted what it saw; this is what has gone bad since.
             let seen = |d: &Entry| matches!(d, Entry::Damage { segment: s, from, .. } if s == segment && *from == f.from);
             if !self.manifest.state.damage.iter().any(seen) {
+                if let Some(s) = sealed.iter().find(|s| s.id == *segment) {
+                    keep_bytes(&*self.vfs, &self.shared.settings.directory, &s.path, s.file_len, s.salt, f)?;
+                }
                 self.shared.metrics.wal_damage_findings_total.increment(1);
+                entries.push(damage_entry(*segment, f));
             }
         }
         let attempts = self.manifest.state.plans.get(&plan.plan).map_or(0, |p| p.attempts);
         let cautious = attempts >= UNCLEAN_ENDS;
-        let mut entries = vec![Entry::Attempt { plan: plan.plan }];
         if cautious {
             tracing::warn!(plan = plan.plan, attempts, "this plan was under way when the process ended: building it one record at a time");
             // Where the last attempt was when it ended. Once is no evidence: the process may have been killed for any reason.
@@ -386,6 +394,8 @@ impl Compactor {
         {
             let stored: Option<Plan> = serde_json::from_slice(&found).ok();
             match stored {
+                // The same plan as another version wrote it.
+                Some(p) if p == c.plan => {}
                 Some(p) if p.plan == c.plan.plan && p.inputs == c.plan.inputs && p.last_sequence == c.plan.last_sequence => {
                     tracing::warn!(plan = p.plan, "the store holds this plan with other settings: adopting it");
                     self.append(vec![Entry::Plan(p.clone())], &[])?;
@@ -434,16 +444,25 @@ impl Compactor {
     pub(super) fn adopt_published(&mut self, c: &Current) -> Result<(), Trouble> {
         let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(()) };
         let mut found = Vec::new();
+        let mut stopped = None;
         for (n, files) in &state.intents {
             if state.commits.contains_key(n) {
                 continue;
             }
             let Some(o) = c.plan.outputs.get(*n as usize) else { continue };
-            let Some(info) = self.sink.describe(&o.name)? else { continue };
-            if let Some(f) = files.iter().find(|f| same(f, &info)) {
-                self.sink.confirm(&o.name)?;
-                found.push((*n, f.clone()));
+            let adopted = self.sink.describe(&o.name).and_then(|info| {
+                let Some(f) = info.and_then(|i| files.iter().find(|f| same(f, &i))) else { return Ok(None) };
+                self.sink.confirm(&o.name).map(|()| Some(f.clone()))
+            });
+            match adopted.map_err(Trouble::from) {
+                Ok(f) => found.extend(f.map(|f| (*n, f))),
+                // It stops this output alone: building it again will say why, and may defer it.
+                Err(Trouble::Retry(why)) => stopped = Some(why),
+                Err(e) => return Err(e),
             }
+        }
+        if let Some(why) = stopped {
+            self.trouble(&why);
         }
         self.commit(c, found)
     }
@@ -711,24 +730,34 @@ impl Compactor {
             self.shared.recount(&s);
         }
         self.shared.advance(|x| x.released = x.released.max(through));
+        let mut failed = None;
         for s in done {
-            let reusable = !s.tainted;
-            self.prealloc.give(s.path.clone(), s.file_len, s.id, reusable)?;
+            let bad = self.manifest.state.damage.iter().any(|d| matches!(d, Entry::Damage { segment, .. } if *segment == s.id));
+            // One that fails is left to the next start, the others are not.
+            if let Err(e) = self.prealloc.give(s.path.clone(), s.file_len, s.id, !s.tainted && !bad) {
+                failed.get_or_insert(e);
+            }
         }
         if self.manifest.wants_rewrite() {
-            let keys = self.keys.between(0, through);
-            self.manifest.rewrite(keys)?;
+            let rewritten = self.manifest.rewrite(self.keys.between(0, through));
+            self.written(rewritten)?;
         }
-        Ok(true)
+        failed.map_or(Ok(true), |e| Err(e.into()))
     }
 
     pub(super) fn append(&mut self, entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), Trouble> {
         if entries.is_empty() && keys.is_empty() {
             return Ok(());
         }
-        match self.manifest.append(entries, keys) {
+        let appended = self.manifest.append(entries, keys);
+        self.written(appended)
+    }
+
+    fn written(&self, r: Result<(), AppendFailure>) -> Result<(), Trouble> {
+        match r {
             Ok(()) => Ok(()),
             Err(e @ AppendFailure::NoSpace(_)) => Err(Trouble::NoSpace(e.to_string())),
+            Err(e @ AppendFailure::Stands(_)) => Err(Trouble::Retry(e.to_string())),
             Err(e @ AppendFailure::Fatal(_)) => {
                 self.shared.poison(format!("{}: {e}", self.manifest.path().display()));
                 Err(Trouble::Fatal)
