@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 #[derive(Subcommand, Debug)]
 pub enum ConfigCommand {
-    /// Check keys and values; whether paths and ports can be used shows only at a start. Exit code 78 if something is wrong
+    /// Say whether the server would start with this configuration; exit code 78 if not
     Check {
         /// One JSON object
         #[arg(long)]

@@ -34,9 +34,6 @@ pub enum WalCommand {
     /// Check every byte of a log, live or copied, and say what a recovery would keep; exit code 3 if something is wrong
     Verify(VerifyArgs),
     /// Print the rows of a log as JSON lines, in the order of sequences; NULL columns are left out
-    ///
-    /// Rows that are in Parquet already are among them as long as their segment is there: `shipped` of `arc wal list` tells them
-    /// apart, by sequence.
     Dump(DumpArgs),
 }
 
@@ -201,16 +198,9 @@ fn listing(l: &Listing) -> String {
 fn verified(v: &Verified, color: bool) -> String {
     use std::fmt::Write as _;
     let mut out = format!("log {}\n", v.log_uuid.as_deref().unwrap_or("unknown"));
-    let mut t = plain_table(&["ID", "FILE", "FIRST", "LAST", "END", "LABEL"]);
+    let mut t = plain_table(&["ID", "FIRST", "LAST", "END", "LABEL"]);
     for s in &v.segments {
-        t.add_row([
-            s.id.to_string(),
-            s.file.clone(),
-            s.first_seq.to_string(),
-            s.last_seq.to_string(),
-            s.end.to_string(),
-            s.label.to_owned(),
-        ]);
+        t.add_row([s.id.to_string(), s.first_seq.to_string(), s.last_seq.to_string(), s.end.to_string(), s.label.to_owned()]);
     }
     let _ = writeln!(out, "{}\n", t.trim_fmt());
     if !v.tables.is_empty() {
@@ -223,10 +213,10 @@ fn verified(v: &Verified, color: bool) -> String {
         out.push('\n');
     }
     if !v.findings.is_empty() {
-        let mut t = plain_table(&["FINDING", "SEGMENT", "FILE", "OFFSET", "EXPECTED", "FOUND"]);
+        let mut t = plain_table(&["FINDING", "SEGMENT", "OFFSET", "EXPECTED", "FOUND"]);
         for f in v.findings.iter().take(MOST_LINES) {
-            let segment = if f.segment == 0 { "-".to_owned() } else { f.segment.to_string() };
-            t.add_row([f.label.to_owned(), segment, f.file.clone(), f.offset.to_string(), f.expected.clone(), f.found.clone()]);
+            let segment = if f.segment == 0 { "manifest".to_owned() } else { f.segment.to_string() };
+            t.add_row([f.label.to_owned(), segment, f.offset.to_string(), f.expected.clone(), f.found.clone()]);
         }
         let _ = writeln!(out, "{}", t.trim_fmt());
         more(&mut out, v.findings.len(), "findings");
@@ -244,22 +234,18 @@ fn verified(v: &Verified, color: bool) -> String {
         lake(&mut out, l);
     }
     let w = &v.watermarks;
-    let _ = if v.verdict == "refused" {
-        writeln!(out, "shipped through {}, released through {}, as far as the manifest can be read", w.shipped, w.released)
-    } else {
-        writeln!(
-            out,
-            "recovery would keep sequences through {} (shipped through {}, released through {})",
-            v.would_recover_through, w.shipped, w.released
-        )
-    };
+    let _ = writeln!(
+        out,
+        "recovery would keep sequences through {} (shipped through {}, released through {})",
+        v.would_recover_through, w.shipped, w.released
+    );
     let word = match (v.verdict, v.clean()) {
         (verdict @ ("clean" | "torn"), false) => format!("{verdict}, but the lake is not"),
         (verdict, _) => verdict.to_owned(),
     };
     let advice = match v.verdict {
         "damaged" => {
-            "\nKeep a copy. With wal.on_damage = \"set-aside\" a server goes on without what is missing, with \"refuse\" it does not start; restoring the files first loses nothing."
+            "\nKeep a copy. With wal.on_damage = \"set-aside\" a server goes on without what is missing; restoring the files first loses nothing."
         }
         "refused" => "\nA server would not start here; nothing has been changed.",
         "torn" => "\nThe tail was never acknowledged: nothing is lost.",
@@ -384,8 +370,6 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains('\x1b') && verified(&v, true).contains("\x1b[1;31m"));
-        let refused = verified(&Verified { verdict: "refused", ..Verified::default() }, false);
-        assert!(refused.contains("would not start") && !refused.contains("would keep"), "{refused}");
         assert!(verified(&Verified { verdict: "torn", ..Verified::default() }, false).contains("nothing is lost"));
     }
 }

@@ -11,7 +11,6 @@ use super::{MOST_LOOKS, ToolError, entries, pause};
 use crate::format::payload::PayloadView;
 use crate::types::Sequence;
 use crate::vfs::Vfs;
-use crate::wal::files;
 use crate::wal::recover::{Visited, inspect_from};
 
 /// What to print.
@@ -99,15 +98,8 @@ pub fn dump(vfs: &dyn Vfs, dir: &Path, options: &DumpOptions, out: &mut dyn Writ
             Ok(r) => {
                 for f in r.findings.iter().filter(|f| f.finding.label.is_damage()) {
                     let x = &f.finding;
-                    let text = format!(
-                        "segment {} ({}) offset {}: {}: expected {}, found {}",
-                        f.segment,
-                        files::segment_name(f.segment),
-                        x.from,
-                        x.label.name(),
-                        x.expected,
-                        x.found
-                    );
+                    let text =
+                        format!("segment {} offset {}: {}: expected {}, found {}", f.segment, x.from, x.label.name(), x.expected, x.found);
                     if !damage.contains(&text) {
                         damage.push(text);
                     }

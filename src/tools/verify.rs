@@ -23,8 +23,6 @@ use crate::wal::recover::{Progress, Report, inspect};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VerifiedSegment {
     pub id: u64,
-    /// The name of its file, which has the id in hexadecimal.
-    pub file: String,
     pub first_seq: Sequence,
     pub last_seq: Sequence,
     pub end: u64,
@@ -39,8 +37,6 @@ pub struct VerifiedFinding {
     pub label: &'static str,
     /// 0 = the manifest, or a side segment named in `expected`.
     pub segment: u64,
-    /// The file that the offset is in, relative to the log's directory.
-    pub file: String,
     pub offset: u64,
     pub expected: String,
     pub found: String,
@@ -187,7 +183,6 @@ fn look_once(vfs: &dyn Vfs, dir: &Path, progress: &mut dyn FnMut(Stage)) -> io::
             Err(e) => extra.push(VerifiedFinding {
                 label: "payload",
                 segment: v.segment,
-                file: files::segment_name(v.segment),
                 offset: v.header.offset,
                 expected: format!("a payload of version 1 in sequence {}", v.header.sequence),
                 found: e.to_string(),
@@ -224,8 +219,7 @@ fn side_segment(
     let path = dir.join(&name);
     let mut bad = |offset: u64, found: String| {
         let expected = format!("{name} with the {} rows of {}", o.rows, o.name);
-        let file = name.clone();
-        out.push(VerifiedFinding { label: "deferred", segment: 0, file, offset, expected, found, problem: true });
+        out.push(VerifiedFinding { label: "deferred", segment: 0, offset, expected, found, problem: true });
     };
     let file = match vfs.open(&path, false) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -274,7 +268,6 @@ fn header_copies(vfs: &dyn Vfs, path: &Path, kind: FileKind, segment: u64, out: 
             out.push(VerifiedFinding {
                 label: "header_copy",
                 segment,
-                file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 offset: (i * BLOCK) as u64,
                 expected: "a copy of the header".into(),
                 found: why.to_string(),
@@ -287,12 +280,9 @@ fn header_copies(vfs: &dyn Vfs, path: &Path, kind: FileKind, segment: u64, out: 
 
 impl Look {
     fn findings(&self) -> Vec<VerifiedFinding> {
-        let manifest = self.report.manifest.as_ref().and_then(|m| m.path.file_name());
-        let manifest = manifest.map_or_else(|| "manifest".to_owned(), |n| n.to_string_lossy().into_owned());
         let found = self.report.findings.iter().map(|f| VerifiedFinding {
             label: f.finding.label.name(),
             segment: f.segment,
-            file: if f.segment == 0 { manifest.clone() } else { files::segment_name(f.segment) },
             offset: f.finding.from,
             expected: f.finding.expected.clone(),
             found: f.finding.found.clone(),
@@ -339,14 +329,7 @@ fn summary(look: Look) -> Verified {
         segments: report
             .segments
             .iter()
-            .map(|s| VerifiedSegment {
-                id: s.id,
-                file: files::segment_name(s.id),
-                first_seq: s.first_sequence,
-                last_seq: s.last_sequence,
-                end: s.end,
-                label: s.label,
-            })
+            .map(|s| VerifiedSegment { id: s.id, first_seq: s.first_sequence, last_seq: s.last_sequence, end: s.end, label: s.label })
             .collect(),
         findings,
         would_recover_through: report.through,

@@ -59,8 +59,8 @@ def with_keys(r, args, engine):
     ledger, lake = d + "/ledger", d + "/lake"
     server = Server(d + "/wal", lake, d, {**SETTINGS, "wal.io": engine}, port=free_port())
     server.start().wait_ready()
-    kills = max(3, args.rounds)
-    b = Bench(server.url, ledger, duration=f"{round(kills * 1.3) + 2}s", connections=8, rows=50, keys=True, retry_for="60s", timeout="5s")
+    kills = min(max(3, args.rounds // 2), 25)
+    b = Bench(server.url, ledger, duration=f"{kills + 2}s", connections=8, rows=50, keys=True, retry_for="60s", timeout="5s")
     done = 0
     while done < kills and b.running():
         time.sleep(0.3 + rng.random() * 0.8)
@@ -68,7 +68,7 @@ def with_keys(r, args, engine):
         time.sleep(rng.random() * 0.2)
         server.start().wait_ready()
         done += 1
-    out = b.result(300)
+    out = b.result(120)
     server.flush(120)
     server.stop()
     judge(r, name, ledger, lake, f"{done} kills; {out['retries']} retries, {out['replayed']} answered from the remembered key; seed {args.seed}")
