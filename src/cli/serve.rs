@@ -88,6 +88,7 @@ struct Machines {
     control: Arc<Control>,
     keys: Arc<Keys>,
     prealloc: Arc<Preallocator>,
+    preparer: JoinHandle<()>,
     committer: JoinHandle<()>,
     compactor: JoinHandle<()>,
     _lock: Box<dyn std::any::Any + Send + Sync>,
@@ -224,6 +225,8 @@ async fn watch(m: &Machines, config: &Config, term: &mut tokio::signal::unix::Si
             return Ended::Thread("committer");
         } else if m.compactor.is_finished() {
             return Ended::Thread("compactor");
+        } else if m.preparer.is_finished() {
+            return Ended::Thread("preallocator");
         }
     }
 }
@@ -354,10 +357,8 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
     let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.into()).spawn(f).map_err(|e| Failed::Other(format!("starting thread {name}: {e}")))
     };
-    {
-        let p = Arc::clone(&prealloc);
-        spawn("arc-prealloc", Box::new(move || p.run()))?;
-    }
+    let p = Arc::clone(&prealloc);
+    let preparer = spawn("arc-prealloc", Box::new(move || p.run()))?;
     let committer = spawn("arc-commit", Box::new(move || committer.run()))?;
     let compactor = spawn(
         "arc-compact",
@@ -375,7 +376,7 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
         control: Arc::clone(&control),
         damage,
     });
-    Ok(Machines { shared, control, keys, prealloc, committer, compactor, _lock: opened.lock })
+    Ok(Machines { shared, control, keys, prealloc, preparer, committer, compactor, _lock: opened.lock })
 }
 
 fn banner(config: &Config, address: SocketAddr, file: Option<&Path>) -> String {
@@ -424,7 +425,8 @@ fn http_settings(config: &Config) -> HttpSettings {
         header_timeout: config.server.header_timeout,
         read_timeout: config.server.read_timeout,
         idle_timeout: config.server.idle_timeout,
-        shutdown_timeout: config.server.shutdown_timeout,
+        // The rest is for shipping and for the last mark.
+        shutdown_timeout: config.server.shutdown_timeout / 2,
         max_connections: config.server.max_connections,
         ..HttpSettings::default()
     }

@@ -18,9 +18,9 @@ use crate::format::payload::PayloadView;
 use crate::format::record::{RecordHeader, RecordKind, record_len};
 use crate::format::scan::{Found, Scanner};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
-use crate::vfs::{SyncMode, is_no_space};
+use crate::vfs::{Mapping, SyncMode, is_no_space};
 use crate::wal::files;
-use crate::wal::reader::read_header;
+use crate::wal::reader::{FileBytes, read_file, read_header};
 
 /// How long deferred outputs wait between attempts.
 const RETRY: Duration = Duration::from_secs(5);
@@ -82,8 +82,10 @@ impl Compactor {
             let mut at = FILE_HEADER_BYTES as u64;
             for s in list {
                 let record = mapped.record(s.segment as usize, s.offset, s.len);
-                let Some((old, payload)) = record.split_at_checked(RECORD_HEADER_BYTES) else { continue };
-                let Some(old) = RecordHeader::parse(old) else { continue };
+                let whole = record.split_at_checked(RECORD_HEADER_BYTES).and_then(|(h, p)| Some((RecordHeader::parse(h)?, p)));
+                let Some((old, payload)) = whole.filter(|(h, p)| crc32fast::hash(p) == h.payload_crc) else {
+                    return Err(io::Error::other(format!("the record of sequence {} has gone bad since it was planned", s.sequence)));
+                };
                 let h = RecordHeader { salt, offset: at, durable_floor: s.sequence, ..old };
                 f.write_all_at(&[&h.encode(), payload], at)?;
                 at += h.record_len() as u64;
@@ -110,6 +112,8 @@ impl Compactor {
         if self.manifest.state.deferred.is_empty() || self.control.is_paused() || self.deferred_due.is_some_and(|d| now < d) {
             return Ok(false);
         }
+        // Set first: an error of these must not keep the rest of the log from being shipped and released.
+        self.deferred_due = Some(now + RETRY);
         let all: Vec<(u64, u32)> = self.manifest.state.deferred.keys().copied().collect();
         for (k, n) in all {
             let Some(plan) = self.manifest.state.plans.get(&k).map(|p| p.plan.clone()) else { continue };
@@ -134,10 +138,10 @@ impl Compactor {
                 drop(c);
                 self.vfs.remove(&path)?;
                 self.count_deferred();
+                self.deferred_due = None;
                 return Ok(true);
             }
         }
-        self.deferred_due = Some(now + RETRY);
         Ok(false)
     }
 
@@ -146,7 +150,10 @@ impl Compactor {
         let schema = plan.schemas.get(o.schema as usize).ok_or_else(|| io::Error::other("the plan has no such schema"))?;
         let (len, header) = read_header(&*self.vfs, path, FileKind::Segment)?;
         let (header, _) = header.map_err(|[a, b]| io::Error::other(format!("both header copies are bad: {a}; {b}")))?;
-        let map = self.vfs.open(path, false)?.map(len)?;
+        // Not mapped: a block that cannot be read must not end the process.
+        let mut bytes = FileBytes::default();
+        read_file(&*self.vfs.open(path, false)?, &mut bytes)?;
+        let map = Mapping::Memory(bytes.bytes.into());
         let mut list = Vec::new();
         for found in Scanner::new(&map, header.salt, FILE_HEADER_BYTES as u64, len) {
             let Found::Record(r) = found else { continue };

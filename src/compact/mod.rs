@@ -10,6 +10,7 @@ pub mod name;
 pub mod parquet;
 pub mod plan;
 pub mod quarantine;
+mod release;
 mod slices;
 mod strings;
 pub mod worker;

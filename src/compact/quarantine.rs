@@ -42,7 +42,8 @@ pub fn put(vfs: &dyn Vfs, dir: &Path, q: &Quarantined, record: &[u8]) -> io::Res
     let table: String = crate::batch::escape_table(&q.table).chars().take(100).collect();
     let name = format!("{:020}-{}-{table}-{}.slice", q.sequence, q.database, q.hour);
     if vfs.open(&dir.join(&name), false).is_ok() {
-        return Ok(());
+        // Whoever wrote it may have ended before the sync of its name.
+        return vfs.sync_dir(&dir);
     }
     let mut line = serde_json::to_vec(q).map_err(io::Error::other)?;
     line.push(b'\n');

@@ -25,10 +25,11 @@ use crate::idempotency::Keys;
 use crate::sink::{Backoff, ObjectInfo, Published, PutSmall, Sink};
 use crate::types::{LogId, Sequence};
 use crate::vfs::Vfs;
+use crate::wal::aside::{damage_entry, keep_bytes};
 use crate::wal::files;
 use crate::wal::manifest::{AppendFailure, Manifest, OutputFile};
 use crate::wal::prealloc::Preallocator;
-use crate::wal::recover::{START_RESERVE, ensure_reserve, spend_reserve};
+use crate::wal::recover::{START_RESERVE, spend_reserve};
 use crate::wal::shared::{Blocked, lock};
 use crate::wal::{SealedSegment, Shared};
 
@@ -199,19 +200,6 @@ impl Compactor {
         self.shared.set_last_error(why.to_owned());
     }
 
-    /// Makes the reserve whole again when there is room.
-    fn restore_reserve(&mut self) {
-        let now = self.shared.clock.monotonic();
-        if !self.shared.reserve_spent() || self.reserve_tried.is_some_and(|t| now < t + Duration::from_millis(500)) {
-            return;
-        }
-        self.reserve_tried = Some(now);
-        if let Ok(true) = ensure_reserve(&*self.vfs, &self.shared.settings.directory, self.shared.settings.reserve) {
-            tracing::info!("there is room on the disk again: writes are taken");
-            self.shared.set_reserve_spent(false);
-        }
-    }
-
     fn advance(&mut self) -> Result<Work, Trouble> {
         if self.current.is_none() {
             if self.retry_deferred()? || self.release()? {
@@ -234,18 +222,25 @@ impl Compactor {
         self.begin(plan, slices)
     }
 
+    /// INVARIANT(rot-is-kept): what has gone bad since its segment was sealed is set aside and recorded before the plan that passes over it
+    /// is built.
     fn begin(&mut self, plan: Plan, slices: Slices) -> Result<Work, Trouble> {
+        let mut entries = vec![Entry::Attempt { plan: plan.plan }];
+        let sealed = self.sealed();
         for (segment, f) in &slices.findings {
             tracing::error!(segment, offset = f.from, label = f.label.name(), missing = ?f.missing, "damage in a sealed segment");
             // Recovery has counted what it saw; this is what has gone bad since.
             let seen = |d: &Entry| matches!(d, Entry::Damage { segment: s, from, .. } if s == segment && *from == f.from);
             if !self.manifest.state.damage.iter().any(seen) {
+                if let Some(s) = sealed.iter().find(|s| s.id == *segment) {
+                    keep_bytes(&*self.vfs, &self.shared.settings.directory, &s.path, s.file_len, s.salt, f)?;
+                }
                 self.shared.metrics.wal_damage_findings_total.increment(1);
+                entries.push(damage_entry(*segment, f));
             }
         }
         let attempts = self.manifest.state.plans.get(&plan.plan).map_or(0, |p| p.attempts);
         let cautious = attempts >= UNCLEAN_ENDS;
-        let mut entries = vec![Entry::Attempt { plan: plan.plan }];
         if cautious {
             tracing::warn!(plan = plan.plan, attempts, "this plan was under way when the process ended: building it one record at a time");
             // Where the last attempt was when it ended. Once is no evidence: the process may have been killed for any reason.
@@ -262,7 +257,7 @@ impl Compactor {
         Ok(Work::Worked)
     }
 
-    fn sealed(&self) -> Vec<Arc<SealedSegment>> {
+    pub(super) fn sealed(&self) -> Vec<Arc<SealedSegment>> {
         lock(&self.shared.segments).sealed.iter().cloned().collect()
     }
 
@@ -279,7 +274,7 @@ impl Compactor {
             let until_due = age.map_or(Duration::from_millis(100), |a| self.settings.max_delay.saturating_sub(a));
             return Ok(Work::Wait(until_due.clamp(Duration::from_millis(5), Duration::from_millis(100))));
         }
-        // What the active segment holds is sealed first when it is asked for or old; not for bytes alone.
+        // What the active segment holds is sealed first when it is asked for, old, or the log is filling up; not for bytes alone.
         let want = if flush {
             asked
         } else if aged {
@@ -397,6 +392,8 @@ impl Compactor {
         {
             let stored: Option<Plan> = serde_json::from_slice(&found).ok();
             match stored {
+                // The same plan as another version wrote it.
+                Some(p) if p == c.plan => {}
                 Some(p) if p.plan == c.plan.plan && p.inputs == c.plan.inputs && p.last_sequence == c.plan.last_sequence => {
                     tracing::warn!(plan = p.plan, "the store holds this plan with other settings: adopting it");
                     self.append(vec![Entry::Plan(p.clone())], &[])?;
@@ -445,16 +442,25 @@ impl Compactor {
     pub(super) fn adopt_published(&mut self, c: &Current) -> Result<(), Trouble> {
         let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(()) };
         let mut found = Vec::new();
+        let mut stopped = None;
         for (n, files) in &state.intents {
             if state.commits.contains_key(n) {
                 continue;
             }
             let Some(o) = c.plan.outputs.get(*n as usize) else { continue };
-            let Some(info) = self.sink.describe(&o.name)? else { continue };
-            if let Some(f) = files.iter().find(|f| same(f, &info)) {
-                self.sink.confirm(&o.name)?;
-                found.push((*n, f.clone()));
+            let adopted = self.sink.describe(&o.name).and_then(|info| {
+                let Some(f) = info.and_then(|i| files.iter().find(|f| same(f, &i))) else { return Ok(None) };
+                self.sink.confirm(&o.name).map(|()| Some(f.clone()))
+            });
+            match adopted.map_err(Trouble::from) {
+                Ok(f) => found.extend(f.map(|f| (*n, f))),
+                // It stops this output alone: building it again will say why, and may defer it.
+                Err(Trouble::Retry(why) | Trouble::Lasting(why)) => stopped = Some(why),
+                Err(e) => return Err(e),
             }
+        }
+        if let Some(why) = stopped {
+            self.trouble(&why);
         }
         self.commit(c, found)
     }
@@ -703,49 +709,19 @@ impl Compactor {
         self.shared.metrics.compact_quarantined_bytes.set(bytes as f64);
     }
 
-    /// Releases sealed segments all of whose sequences are shipped, oldest first; true when there was one.
-    fn release(&mut self) -> Result<bool, Trouble> {
-        let w = self.shared.watermarks();
-        let done: Vec<Arc<SealedSegment>> = self.sealed().into_iter().take_while(|s| s.last_sequence <= w.shipped).collect();
-        let Some(last) = done.last() else { return Ok(false) };
-        let through = last.last_sequence.max(w.released);
-        let keys = self.keys.between(self.manifest.state.released, through);
-        let mut entries = Vec::new();
-        let dirty = self.catalog.take_dirty();
-        for chunk in dirty.chunks(500) {
-            entries.push(Entry::Catalog { last_sequence: through, tables: chunk.to_vec() });
-        }
-        entries.push(Entry::Released { segment: last.id, last_sequence: through });
-        if let Err(e) = self.append(entries, &keys) {
-            // The definitions must be in the next checkpoint all the same.
-            self.catalog.mark_dirty(&dirty);
-            return Err(e);
-        }
-        let ids: Vec<u64> = done.iter().map(|s| s.id).collect();
-        {
-            let mut s = lock(&self.shared.segments);
-            s.sealed.retain(|x| !ids.contains(&x.id));
-            self.shared.recount(&s);
-        }
-        self.shared.advance(|x| x.released = x.released.max(through));
-        for s in done {
-            let reusable = !s.tainted;
-            self.prealloc.give(s.path.clone(), s.file_len, s.id, reusable)?;
-        }
-        if self.manifest.wants_rewrite() {
-            let keys = self.keys.between(0, through);
-            self.manifest.rewrite(keys)?;
-        }
-        Ok(true)
-    }
-
     pub(super) fn append(&mut self, entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), Trouble> {
         if entries.is_empty() && keys.is_empty() {
             return Ok(());
         }
-        match self.manifest.append(entries, keys) {
+        let appended = self.manifest.append(entries, keys);
+        self.written(appended)
+    }
+
+    pub(super) fn written(&self, r: Result<(), AppendFailure>) -> Result<(), Trouble> {
+        match r {
             Ok(()) => Ok(()),
             Err(e @ AppendFailure::NoSpace(_)) => Err(Trouble::NoSpace(e.to_string())),
+            Err(e @ AppendFailure::Stands(_)) => Err(Trouble::Retry(e.to_string())),
             Err(e @ AppendFailure::Fatal(_)) => {
                 self.shared.poison(format!("{}: {e}", self.manifest.path().display()));
                 Err(Trouble::Fatal)

@@ -251,6 +251,60 @@ fn a_stopped_output_that_pins_the_log_moves_to_a_side_segment() {
     assert_eq!(c.rows(), 2 * rows as u64);
 }
 
+/// What goes bad between sealing and planning is lost to the lake, but not without its bytes and a record of it.
+#[test]
+fn rot_that_the_compactor_finds_is_set_aside_and_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    for i in 0..300 {
+        c.append(i * 1_000_000, &["a"]);
+    }
+    let first = crate::wal::shared::lock(&c.shared.segments).sealed.front().unwrap().path.clone();
+    let f = OsVfs.open(&first, true).unwrap();
+    f.write_all_at(&[b"rotten"], crate::limits::FILE_HEADER_BYTES as u64 + 70).unwrap();
+    assert!(c.ship(), "{:?}", c.shared.last_error());
+    assert_eq!(c.rows(), 299);
+    let seen = |c: &Core| c.compactor.manifest.state.damage.clone();
+    assert!(matches!(seen(&c)[..], [Entry::Damage { segment: 1, first_missing: 1, last_missing: 1, .. }]), "{:?}", seen(&c));
+    let side = OsVfs.list(&dir.path().join("wal/side")).unwrap();
+    assert_eq!(side.len(), 1, "{side:?}");
+    assert!(side[0].name.ends_with("-damaged.bin"));
+    drop(c);
+    assert_eq!(seen(&Core::open(dir.path())).len(), 1, "remembered");
+}
+
+/// An object that cannot be looked at, under a recorded intent, stops its own output only.
+#[test]
+fn an_intent_whose_object_cannot_be_read_stops_its_output_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    c.append(0, &["a", "b"]);
+    c.control.request(1);
+    c.shared.request_seal(1);
+    for _ in 0..50 {
+        c.prealloc.step();
+        while c.committer.step() == Step::Worked {}
+        c.compactor.step();
+        if c.control.plans().1.is_some() {
+            break;
+        }
+    }
+    assert_eq!((c.control.plans().1, c.files().len()), (Some(1), 0));
+    drop(c);
+    let blocker = dir.path().join("lake/db/a");
+    std::fs::create_dir_all(dir.path().join("lake/db")).unwrap();
+    std::fs::write(&blocker, b"").unwrap();
+    let mut c = Core::open_with(dir.path(), 64 << 20, |m| {
+        let i = Entry::Intent { plan: 1, output: 0, length: 1, sha256: "00".into(), rows: 1, set_aside: vec![] };
+        m.append(vec![i], &[]).unwrap();
+    });
+    assert!(!c.ship());
+    assert_eq!(c.files().len(), 1, "table b is published: {:?}", c.shared.last_error());
+    std::fs::remove_file(&blocker).unwrap();
+    assert!(c.ship());
+    assert_eq!(c.rows(), 2);
+}
+
 /// A record at which the process ended again and again is set aside; its bytes and the reason are in the quarantine, the rest is
 /// shipped. One such end alone condemns nothing.
 #[test]

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -37,6 +37,10 @@ struct Shared {
     /// Temporary files of this run, which a sweep must leave alone.
     live: Mutex<HashSet<PathBuf>>,
     by_link: bool,
+    /// The first sync of a directory that failed.
+    sync_failed: OnceLock<String>,
+    #[cfg(test)]
+    fail_syncs: std::sync::atomic::AtomicU32,
 }
 
 fn failed(what: &str, path: &Path) -> impl FnOnce(io::Error) -> SinkError {
@@ -76,7 +80,16 @@ impl LocalSink {
                 sync_directory(parent)?;
             }
         }
-        let shared = Shared { root, log, next_temp: AtomicU64::new(0), live: Mutex::default(), by_link: false };
+        let shared = Shared {
+            root,
+            log,
+            next_temp: AtomicU64::new(0),
+            live: Mutex::default(),
+            by_link: false,
+            sync_failed: OnceLock::new(),
+            #[cfg(test)]
+            fail_syncs: std::sync::atomic::AtomicU32::new(0),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -98,16 +111,39 @@ impl Shared {
 
     /// Syncs every directory from that of `path` up to the root. The caller may not know which of them are new: another
     /// thread, or a run that ended before its sync, may have made them.
+    ///
+    /// INVARIANT(lake-sync-is-final): after a sync of a directory of the lake has failed, no name in the lake is taken for durable until
+    /// restart: the next sync may succeed without what the failed one has lost.
     fn sync_up(&self, path: &Path) -> SinkResult<()> {
         let mut at = path;
         while let Some(parent) = at.parent() {
-            sync_directory(parent)?;
+            if let Some(why) = self.sync_failed.get() {
+                return Err(SinkError::Permanent {
+                    context: path.display().to_string(),
+                    source: io::Error::other(format!("an earlier sync failed ({why}): check the disk, restart the server")),
+                });
+            }
+            let dir = File::open(parent).map_err(failed("opening directory", parent))?;
+            if let Err(e) = self.sync_opened(&dir) {
+                let e = failed("syncing directory", parent)(e);
+                let _ = self.sync_failed.set(e.to_string());
+                return Err(e);
+            }
             if parent == self.root {
                 return Ok(());
             }
             at = parent;
         }
         Ok(())
+    }
+
+    fn sync_opened(&self, dir: &File) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fail_syncs.load(Ordering::Relaxed) > 0 {
+            self.fail_syncs.fetch_sub(1, Ordering::Relaxed);
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        dir.sync_all()
     }
 
     fn live(&self) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
@@ -397,6 +433,22 @@ mod tests {
         staged.seal().unwrap();
         assert!(staged.write_all(b"late").is_err());
         assert!(staged.seal().is_err());
+    }
+
+    #[test]
+    fn a_name_whose_sync_failed_is_not_durable_because_the_next_sync_succeeds() {
+        let (_dir, s) = lake(false);
+        s.shared.fail_syncs.store(1, Ordering::Relaxed);
+        let mut staged = s.stage(NAME).unwrap();
+        staged.write_all(b"x").unwrap();
+        staged.seal().unwrap();
+        assert!(matches!(staged.publish(), Err(SinkError::Transient { .. })));
+        assert!(s.describe(NAME).unwrap().is_some(), "it is visible");
+        let e = s.confirm(NAME).unwrap_err();
+        assert!(matches!(e, SinkError::Permanent { .. }) && e.to_string().contains("restart"), "{e}");
+        let mut staged = s.stage("db/other").unwrap();
+        staged.seal().unwrap();
+        assert!(staged.publish().is_err());
     }
 
     #[test]

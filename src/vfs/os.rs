@@ -50,6 +50,14 @@ impl Vfs for OsVfs {
             let parent = d.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             self.sync_dir(parent)?;
         }
+        if missing.is_empty() {
+            // An earlier run may have made it and ended before the sync. A parent that may not be opened was not made by us.
+            let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            match self.sync_dir(parent) {
+                Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(e),
+                _ => {}
+            }
+        }
         Ok(())
     }
 

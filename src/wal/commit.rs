@@ -123,7 +123,12 @@ impl Committer {
         loop {
             match self.step() {
                 Step::Worked => {}
-                Step::Done => return,
+                Step::Done => {
+                    if self.shared.is_poisoned() {
+                        self.refuse_all(AppendError::NotStored(Reason::Poisoned));
+                    }
+                    return;
+                }
                 Step::Blocked => self.wait(Some(Duration::from_millis(20)), true),
                 Step::Idle(until) => {
                     let now = self.shared.clock.monotonic();
@@ -135,11 +140,17 @@ impl Committer {
 
     fn wait(&self, timeout: Option<Duration>, even_if_queued: bool) {
         let q = lock(&self.shared.queue);
-        if (!q.is_empty() && !even_if_queued) || self.shared.is_poisoned() {
+        // What came between the step and here: its notification has found nobody.
+        let asked = !q.is_empty() || q.closed || self.seal_asked(&q);
+        if (asked && !even_if_queued) || self.shared.is_poisoned() {
             return;
         }
         let timeout = timeout.unwrap_or(Duration::from_secs(1));
         drop(self.shared.queue_ready.wait_timeout(q, timeout).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn seal_asked(&self, q: &super::queue::Queue) -> bool {
+        q.seal_through >= self.active.first_sequence && self.next_sequence > self.active.first_sequence
     }
 
     /// Bytes a group may take in the active segment: one block is kept back for the mark.
@@ -158,8 +169,14 @@ impl Committer {
         }
         let (items, too_large, seal, closed) = {
             let mut q = lock(&self.shared.queue);
+            let seal = self.seal_asked(&q);
+            // INVARIANT(seal-is-not-starved): under a load that never lets the queue run empty a seal comes before the next group, if
+            // there is a segment to go on in.
+            if seal && !q.is_empty() && self.prealloc.is_ready() {
+                drop(q);
+                return self.rotate(0);
+            }
             let (items, too_large) = q.take(self.room());
-            let seal = q.seal_through >= self.active.first_sequence && self.next_sequence > self.active.first_sequence;
             (items, too_large, seal, q.closed)
         };
         if !items.is_empty() {
@@ -179,7 +196,17 @@ impl Committer {
         if seal {
             return self.rotate(0);
         }
-        if closed { Step::Done } else { Step::Idle(None) }
+        if closed {
+            return Step::Done;
+        }
+        if self.shared.blocked() != Blocked::No {
+            // Whoever could not be taken has gone. While writes are refused nobody else would come to find out that there is room.
+            if !self.prealloc.settle() {
+                return Step::Blocked;
+            }
+            self.shared.set_blocked(Blocked::No);
+        }
+        Step::Idle(None)
     }
 
     fn refuse_all(&self, e: AppendError) {

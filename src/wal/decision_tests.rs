@@ -492,3 +492,18 @@ fn a_block_that_cannot_be_read_is_damage() {
     assert_eq!(report.findings[0].finding.missing, Some((1, 1)));
     assert!(report.findings[0].finding.found.contains("I/O error"), "{:?}", report.findings[0]);
 }
+
+/// What cannot be read stands as zeros, and zeros behind the last group look like a clean end: the last group may have been there.
+#[test]
+fn a_last_block_that_cannot_be_read_is_no_clean_end() {
+    let dir = build();
+    let bad = BadDisk { name: files::segment_name(3), block: (FILE_HEADER_BYTES + 2 * BLOCK) as u64 };
+    let report = inspect(&bad, dir.path(), &mut |_| {}, &mut |_| {}).unwrap();
+    assert_eq!((labels(&report), report.verdict()), (vec![(3, Label::Damaged)], "damaged"));
+    let manifest = manifest_of(dir.path());
+    let name = manifest.file_name().unwrap().to_str().unwrap().to_owned();
+    let end = crate::wal::manifest::load(&OsVfs, dir.path()).unwrap().unwrap().end;
+    let bad = BadDisk { name, block: end };
+    let report = inspect(&bad, dir.path(), &mut |_| {}, &mut |_| {}).unwrap();
+    assert!(report.refusals.iter().any(|r| r.contains("I/O error")), "{:?}", report.refusals);
+}

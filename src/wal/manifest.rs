@@ -155,6 +155,11 @@ impl ManifestState {
     /// The entries that lead to this state: what a rewritten manifest begins with.
     fn snapshot(&self) -> Vec<Entry> {
         let mut out = vec![Entry::Opened { epoch: self.epoch, running_ms: self.running_ms, segment: self.newest_segment }];
+        // Before the plans, so that it says nothing of one that is open; `prune` may have dropped the plan that it is the end of.
+        let done = self.open_plan().map_or(self.next_plan, |p| p.plan.plan).saturating_sub(1);
+        if done > 0 {
+            out.push(Entry::Shipped { plan: done, last_sequence: self.shipped });
+        }
         let tables: Vec<TableEntry> = self.tables.values().cloned().collect();
         for chunk in tables.chunks(500) {
             out.push(Entry::Catalog { last_sequence: self.released, tables: chunk.to_vec() });
@@ -192,9 +197,6 @@ impl ManifestState {
             if p.shipped {
                 out.push(Entry::Shipped { plan: *k, last_sequence: p.plan.last_sequence });
             }
-        }
-        if self.next_plan > 1 && self.plans.is_empty() {
-            out.push(Entry::Shipped { plan: self.next_plan - 1, last_sequence: self.shipped });
         }
         out.push(Entry::Durable { sequence: self.durable, running_ms: self.running_ms });
         out.push(Entry::Released { segment: self.released_segment, last_sequence: self.released });
@@ -261,6 +263,10 @@ pub fn load(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Loaded>, ManifestError> 
             }
         }
     }
+    // A block that cannot be read stands as zeros here, and zeros behind the last group would be a clean end.
+    if let Some(block) = bytes.unreadable.iter().find(|b| **b >= v.end) {
+        return Err(damaged(format!("the block at offset {block} cannot be read: an I/O error")));
+    }
     let mut state = ManifestState { next_plan: 1, ..ManifestState::default() };
     for r in v.records.iter().filter(|r| r.kind.numbered()) {
         let p = Scanner::payload(&bytes.bytes, r);
@@ -294,6 +300,8 @@ pub struct Manifest {
     pub state: ManifestState,
     /// Length right after the last rewrite.
     base: u64,
+    /// Made by an open, which takes over keys that are long dead: worth a rewrite when it is long, or it would grow from start to start.
+    opened: bool,
 }
 
 impl Manifest {
@@ -301,7 +309,7 @@ impl Manifest {
     /// older ones are removed after that.
     ///
     /// # Errors
-    /// Of the filesystem; the older manifest then still stands.
+    /// Of the filesystem. The new manifest may have its name nevertheless: whoever has an older one open must not use that any more.
     pub fn create(
         vfs: Arc<dyn Vfs>,
         clock: SharedClock,
@@ -310,6 +318,18 @@ impl Manifest {
         state: ManifestState,
         previous: Option<(DeclaredEnd, Vec<PathBuf>)>,
     ) -> io::Result<Self> {
+        Self::make(vfs, clock, dir, log, state, previous).map_err(|(_, e)| e)
+    }
+
+    /// [`Self::create`]; an error says whether the new file may have its final name.
+    fn make(
+        vfs: Arc<dyn Vfs>,
+        clock: SharedClock,
+        dir: &Path,
+        log: LogId,
+        state: ManifestState,
+        previous: Option<(DeclaredEnd, Vec<PathBuf>)>,
+    ) -> Result<Self, (bool, io::Error)> {
         let id = previous.as_ref().map_or(1, |(p, _)| p.id + 1);
         let first = previous.as_ref().map_or(1, |(p, _)| p.last_sequence + 1);
         let salt = clock.random_u64();
@@ -317,7 +337,7 @@ impl Manifest {
         let keys = std::mem::take(&mut state.keys);
         let mut payloads: Vec<(RecordKind, Vec<u8>)> = Vec::new();
         for e in state.snapshot() {
-            payloads.push((RecordKind::Entry, e.encode().map_err(io::Error::other)?));
+            payloads.push((RecordKind::Entry, e.encode().map_err(|e| (false, io::Error::other(e)))?));
         }
         for chunk in keys.chunks(KEYS_PER_RECORD) {
             payloads.push((RecordKind::Keys, put_keys(chunk)));
@@ -343,11 +363,13 @@ impl Manifest {
         let path = dir.join(files::manifest_name(id));
         let tmp = dir.join(format!("{}.tmp", files::manifest_name(id)));
         let _ = vfs.remove(&tmp);
+        let mut named = false;
         let made = (|| {
             let file = vfs.create_new(&tmp)?;
             file.allocate(allocated)?;
             file.write_all_at(&[&header.encode_file(), &group], 0)?;
             file.sync(SyncMode::Full)?;
+            named = true;
             vfs.rename(&tmp, &path)?;
             vfs.sync_dir(dir)?;
             Ok(file)
@@ -356,14 +378,17 @@ impl Manifest {
             Ok(f) => f,
             Err(e) => {
                 let _ = vfs.remove(&tmp);
-                return Err(e);
+                return Err((named, e));
             }
         };
         for old in previous.map(|(_, o)| o).unwrap_or_default() {
-            vfs.remove(&old)?;
+            // One that stays is older by its number.
+            if let Err(e) = vfs.remove(&old) {
+                tracing::warn!(path = %old.display(), error = %e, "an older manifest cannot be removed");
+            }
         }
-        vfs.sync_dir(dir)?;
-        let mut m = Self { vfs, clock, dir: dir.to_path_buf(), file, path, header, allocated, end, next, state, base: end };
+        vfs.sync_dir(dir).map_err(|e| (true, e))?;
+        let mut m = Self { vfs, clock, dir: dir.to_path_buf(), file, path, header, allocated, end, next, state, base: end, opened: true };
         m.witness();
         Ok(m)
     }
@@ -379,25 +404,27 @@ impl Manifest {
 
     /// Whether it has grown enough to be worth a [`Self::rewrite`].
     pub fn wants_rewrite(&self) -> bool {
-        self.end > REWRITE_ABOVE && self.end > self.base * 2
+        self.end > REWRITE_ABOVE && (self.opened || self.end > self.base * 2)
     }
 
     /// Replaces the file by one that holds only the state; `keys` are the live ones through the released sequence.
     ///
     /// # Errors
-    /// Of the filesystem; this manifest then still stands.
-    pub fn rewrite(&mut self, keys: Vec<StoredKey>) -> io::Result<()> {
+    /// INVARIANT(one-manifest): once a newer manifest may have its name, nothing is appended to the older one, which the next open
+    /// would not read: an error from there on is [`AppendFailure::Fatal`]. With the others this manifest still stands.
+    pub fn rewrite(&mut self, keys: Vec<StoredKey>) -> Result<(), AppendFailure> {
         let old = DeclaredEnd { id: self.header.id, salt: self.header.salt, end: self.end, last_sequence: self.next - 1 };
         let state = ManifestState { keys, ..self.state.clone() };
-        *self = Self::create(
-            Arc::clone(&self.vfs),
-            self.clock.clone(),
-            &self.dir,
-            self.header.log,
-            state,
-            Some((old, vec![self.path.clone()])),
-        )?;
-        Ok(())
+        let previous = Some((old, vec![self.path.clone()]));
+        match Self::make(Arc::clone(&self.vfs), self.clock.clone(), &self.dir, self.header.log, state, previous) {
+            Ok(m) => {
+                *self = Self { opened: false, ..m };
+                Ok(())
+            }
+            Err((true, e)) => Err(AppendFailure::Fatal(e)),
+            Err((false, e)) if is_no_space(&e) => Err(AppendFailure::NoSpace(e)),
+            Err((false, e)) => Err(AppendFailure::Stands(e)),
+        }
     }
 
     /// Appends entries, and keys, as one synced group.
@@ -481,6 +508,8 @@ fn prune(mut s: ManifestState) -> ManifestState {
 pub enum AppendFailure {
     /// Nothing was written.
     NoSpace(io::Error),
+    /// A rewrite failed before anything had its name: the manifest is as it was.
+    Stands(io::Error),
     /// A write or sync failed: what the file holds is not known before the next recovery. The log must be poisoned.
     Fatal(io::Error),
 }
@@ -488,7 +517,7 @@ pub enum AppendFailure {
 impl std::fmt::Display for AppendFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NoSpace(e) | Self::Fatal(e) => write!(f, "manifest: {e}"),
+            Self::NoSpace(e) | Self::Stands(e) | Self::Fatal(e) => write!(f, "manifest: {e}"),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! INVARIANT(ack-after-sync): a waiter hears of its sequence only after the sync that covers it has returned.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+pub mod aside;
 pub mod commit;
 pub mod files;
 pub mod manifest;

@@ -67,9 +67,27 @@ impl Preallocator {
             self.changed.notify_all();
             return Ok(spare);
         }
-        s.wanted = s.wanted.max(data);
+        s.wanted = data;
         self.changed.notify_all();
         Err(s.failure)
+    }
+
+    /// Whether an ordinary spare is ready.
+    pub fn is_ready(&self) -> bool {
+        lock(&self.state).ready.is_some()
+    }
+
+    /// Nobody waits for a large segment any more; whether a spare is ready.
+    pub fn settle(&self) -> bool {
+        let mut s = lock(&self.state);
+        if std::mem::take(&mut s.wanted) > 0 {
+            self.changed.notify_all();
+        }
+        if s.ready.is_none() {
+            return false;
+        }
+        s.failure = None;
+        true
     }
 
     fn publish(&self, s: &State) {
@@ -91,9 +109,9 @@ impl Preallocator {
             && len == self.shared.settings.segment_len()
             && s.pool.len() < self.shared.settings.pool
             && !self.shared.reserve_spent();
-        if keep {
-            let to = dir.join(files::POOL).join(files::pool_name(id));
-            self.vfs.rename(&path, &to)?;
+        let to = dir.join(files::POOL).join(files::pool_name(id));
+        // One that cannot be moved is removed.
+        if keep && self.vfs.rename(&path, &to).is_ok() {
             self.vfs.sync_dir(&dir.join(files::POOL))?;
             self.vfs.sync_dir(dir)?;
             s.pool.push((to, len));
@@ -128,9 +146,13 @@ impl Preallocator {
             if s.ready.as_ref().is_some_and(|r| r.len >= len) || s.stop {
                 return false;
             }
-            if let Some(small) = s.ready.take() {
-                // An ordinary spare is in the way of an oversized one.
+            // INVARIANT(spare-kept): an ordinary spare goes only for an oversized one that stands, or that the log's size limit would
+            // refuse beside it: on a full disk it is what the active segment can still be sealed with.
+            let total = self.shared.total_bytes() + len;
+            let max = self.shared.settings.max_size;
+            if let Some(small) = s.ready.take_if(|r| total > max && total - r.len <= max) {
                 let _ = self.vfs.remove(&small.path);
+                self.publish(&s);
             }
             let pooled = s.pool.iter().position(|p| p.1 == len).map(|i| s.pool.swap_remove(i));
             s.next += 1;
@@ -141,7 +163,9 @@ impl Preallocator {
         let mut s = lock(&self.state);
         match made {
             Ok(file) => {
-                s.ready = Some(Spare { path, file, len });
+                if let Some(small) = s.ready.replace(Spare { path, file, len }) {
+                    let _ = self.vfs.remove(&small.path);
+                }
                 s.failure = None;
             }
             Err((e, f)) => {

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::aside::{damage_entry, keep_bytes};
 use super::commit::{Activation, Active, Committer, activate};
 use super::files;
 use super::manifest::{Loaded, Manifest, ManifestError, ManifestState, load, put_group};
@@ -23,7 +24,7 @@ use crate::format::scan::{Finding, Known, Label, Scanner, Verdict};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::metrics::Metrics;
 use crate::types::{LogId, Sequence};
-use crate::vfs::{File, SyncMode, Vfs, is_no_space, write_durable};
+use crate::vfs::{File, SyncMode, Vfs, is_no_space};
 
 /// A finding with its file.
 #[derive(Clone, Debug)]
@@ -405,6 +406,13 @@ fn judge_segment(
         }
         report.findings.push(SegmentFinding { segment: l.id, finding: f });
     }
+    // It stands as zeros in `bytes`, which behind the last group would be a clean end: the last group may have been there.
+    if newest && let Some(block) = bytes.unreadable.iter().find(|u| **u >= v.end) {
+        label = "damaged";
+        let (expected, found) = ("a block that can be read".into(), "an I/O error while reading".into());
+        let finding = Finding { label: Label::Damaged, from: *block, to: block + BLOCK as u64, missing: None, expected, found };
+        report.findings.push(SegmentFinding { segment: l.id, finding });
+    }
     report.segments.push(SegmentReport {
         id: l.id,
         path: l.path.clone(),
@@ -545,19 +553,17 @@ fn act(
         vfs.create_dir_all(&dir.join(sub)).map_err(at(dir.join(sub).display().to_string()))?;
     }
     clear_scratch(&**vfs, &dir).map_err(at(dir.display().to_string()))?;
-    for s in report.segments.iter().filter(|s| s.label == "released") {
-        vfs.remove(&s.path).map_err(at(s.path.display().to_string()))?;
-    }
-    report.segments.retain(|s| s.label != "released" && s.label != "leftover");
+    let (released, kept) = std::mem::take(&mut report.segments).into_iter().partition(|s| s.label == "released");
+    let released: Vec<SegmentReport> = released;
+    report.segments = kept;
+    report.segments.retain(|s| s.label != "leftover");
     set_aside(&**vfs, &dir, &report).map_err(at(dir.join(files::SIDE).display().to_string()))?;
 
     let log = report.log.unwrap_or_else(|| clock.random_id());
     let mut state = std::mem::take(&mut report.state);
     state.epoch += 1;
     for f in report.findings.iter().filter(|f| f.finding.label.is_damage()) {
-        let x = &f.finding;
-        let (first_missing, last_missing) = x.missing.unwrap_or((0, 0));
-        let e = Entry::Damage { segment: f.segment, from: x.from, to: x.to, label: x.label.name().into(), first_missing, last_missing };
+        let e = damage_entry(f.segment, &f.finding);
         if !state.damage.contains(&e) {
             state.damage.push(e);
             metrics.wal_damage_findings_total.increment(1);
@@ -580,6 +586,10 @@ fn act(
         x => x,
     }
     .map_err(at(format!("{}: writing a new manifest", dir.display())))?;
+    // Only now: the release that was read may have stood in the page cache alone.
+    for s in released {
+        vfs.remove(&s.path).map_err(at(s.path.display().to_string()))?;
+    }
 
     let next_sequence = report.through + 1;
     let newest = report.newest.take();
@@ -631,6 +641,10 @@ fn act(
         x => x,
     }
     .map_err(at(format!("{}: preparing a segment", dir.display())))?;
+    if let Some(s) = &last_report {
+        // Its declared end may cover a mark that has never been synced.
+        vfs.open(&s.path, true).and_then(|f| f.sync(SyncMode::Full)).map_err(at(format!("{}: sync", s.path.display())))?;
+    }
     let path = activate(&**vfs, &dir, &spare, &activation, &group).map_err(at(format!(
         "{}: activating segment {}",
         dir.display(),
@@ -721,23 +735,9 @@ fn clear_scratch(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
 
 /// Copies the bytes of every finding to the side directory, once.
 fn set_aside(vfs: &dyn Vfs, dir: &Path, report: &Report) -> io::Result<()> {
-    const MOST: u64 = 64 << 20;
-    let side = dir.join(files::SIDE);
-    let have: Vec<String> = vfs.list(&side)?.into_iter().map(|e| e.name).collect();
     for f in &report.findings {
         let Some(s) = report.segments.iter().find(|s| s.id == f.segment) else { continue };
-        let x = &f.finding;
-        let len = x.to.min(s.file_len).saturating_sub(x.from).min(MOST);
-        let Some(name) = side_name(report, f) else { continue };
-        if len == 0 || have.contains(&name) {
-            continue;
-        }
-        let file = vfs.open(&s.path, false)?;
-        let mut bytes = vec![0u8; len as usize];
-        for (i, block) in bytes.chunks_mut(BLOCK).enumerate() {
-            let _ = crate::vfs::read_full(&*file, block, x.from + (i * BLOCK) as u64);
-        }
-        write_durable(vfs, &side, &name, &[&bytes])?;
+        keep_bytes(vfs, dir, &s.path, s.file_len, s.salt, &f.finding)?;
     }
     Ok(())
 }

@@ -4,10 +4,13 @@ use super::files;
 use super::recover::{OpenError, inspect};
 use super::testing::{Running, reopen, settings};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::types::Sequence;
 use crate::vfs::{Engine, OsVfs, Vfs};
 
 #[path = "decision_tests.rs"]
 mod decision;
+#[path = "fault_tests.rs"]
+mod faults;
 
 #[test]
 fn what_was_acknowledged_is_there_after_reopening_and_sequences_go_on() {
