@@ -79,11 +79,12 @@ def with_keys(r, args, engine):
 
 
 def main():
-    args = parser(__doc__, rounds=20).parse_args()
+    args = parser(__doc__, rounds=20, only="").parse_args()
     r = Results()
     for engine in ("pwrite", "mmap"):
-        case(r, f"kill_loop/{engine}", rounds, r, args, engine)
-        case(r, f"kill_loop/keys/{engine}", with_keys, r, args, engine)
+        for name, f in ((f"kill_loop/{engine}", rounds), (f"kill_loop/keys/{engine}", with_keys)):
+            if args.only in name:
+                case(r, name, f, r, args, engine)
     r.end()
 
 
