@@ -25,6 +25,10 @@ struct State {
     /// Data bytes that the next segment must hold, when more than usual.
     wanted: u64,
     failure: Option<Failure>,
+    /// The committer has asked since it last got one.
+    asked: bool,
+    /// A spare is being made.
+    trying: bool,
     pool: Vec<(PathBuf, u64)>,
     next: u64,
     stop: bool,
@@ -63,13 +67,16 @@ impl Preallocator {
             && let Some(spare) = s.ready.take()
         {
             s.wanted = 0;
+            s.asked = false;
             self.publish(&s);
             self.changed.notify_all();
             return Ok(spare);
         }
         s.wanted = data;
         self.changed.notify_all();
-        Err(s.failure)
+        // A failure of a while ago says nothing of now: it is tried again first.
+        let stale = !std::mem::replace(&mut s.asked, true) || s.trying;
+        Err(s.failure.filter(|_| !stale))
     }
 
     /// Whether an ordinary spare is ready.
@@ -86,6 +93,7 @@ impl Preallocator {
         if s.ready.is_none() {
             return false;
         }
+        s.asked = false;
         s.failure = None;
         true
     }
@@ -156,11 +164,13 @@ impl Preallocator {
             }
             let pooled = s.pool.iter().position(|p| p.1 == len).map(|i| s.pool.swap_remove(i));
             s.next += 1;
+            s.trying = true;
             (len, pooled, s.next)
         };
         let path = self.shared.settings.directory.join(files::spare_name(n));
         let made = self.prepare(&path, len, from_pool.as_ref().map(|p| &p.0));
         let mut s = lock(&self.state);
+        s.trying = false;
         match made {
             Ok(file) => {
                 if let Some(small) = s.ready.replace(Spare { path, file, len }) {
