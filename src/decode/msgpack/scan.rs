@@ -152,6 +152,13 @@ impl<'a> Reader<'a> {
         let mut depth = 0usize;
         let mut invalid = 0;
         loop {
+            if let Some(n) = self.plain(!CHECK_UTF8) {
+                self.at += n;
+                if close(&mut open, &mut depth) {
+                    return Ok(invalid);
+                }
+                continue;
+            }
             let children = match self.head()? {
                 Head::Str(s) if CHECK_UTF8 => {
                     invalid += u64::from(simdutf8::basic::from_utf8(s).is_err());
@@ -173,23 +180,35 @@ impl<'a> Reader<'a> {
                 depth += 1;
                 continue;
             }
-            while let Some(level) = depth.checked_sub(1).and_then(|d| open.get_mut(d)) {
-                *level -= 1;
-                if *level > 0 {
-                    break;
-                }
-                depth -= 1;
-            }
-            if depth == 0 {
+            if close(&mut open, &mut depth) {
                 return Ok(invalid);
             }
         }
     }
 
+    /// Bytes of the next object when it is a number, a boolean, nil or (if `strings`) a short string and is all there: what
+    /// most objects are, told by one byte. Everything else, errors included, is [`Self::head`]'s.
+    fn plain(&self, strings: bool) -> Option<usize> {
+        let marker = *self.body.get(self.at)?;
+        let n = match marker {
+            0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => 1,
+            0xcc | 0xd0 => 2,
+            0xcd | 0xd1 => 3,
+            0xca | 0xce | 0xd2 => 5,
+            0xcb | 0xcf | 0xd3 => 9,
+            0xa0..=0xbf if strings => 1 + usize::from(marker & 0x1f),
+            _ => return None,
+        };
+        (n <= self.left()).then_some(n)
+    }
+
     /// The bytes of the next object. Strings are not looked at.
     pub fn raw(&mut self) -> Result<&'a [u8], RequestError> {
         let from = self.at;
-        self.walk::<false>()?;
+        match self.plain(true) {
+            Some(n) => self.at += n,
+            None => self.walk::<false>().map(|_| ())?,
+        }
         Ok(self.body.get(from..self.at).unwrap_or_default())
     }
 
@@ -197,6 +216,18 @@ impl<'a> Reader<'a> {
     pub fn peek(mut self) -> Result<Head<'a>, RequestError> {
         self.head()
     }
+}
+
+/// Counts one finished object in the levels that are open; true when none is open any more.
+fn close(open: &mut [usize], depth: &mut usize) -> bool {
+    while let Some(level) = depth.checked_sub(1).and_then(|d| open.get_mut(d)) {
+        *level -= 1;
+        if *level > 0 {
+            break;
+        }
+        *depth -= 1;
+    }
+    *depth == 0
 }
 
 /// Checks that the body is exactly one object; returns how many strings of it are not UTF-8.
