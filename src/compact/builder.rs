@@ -16,8 +16,8 @@ use crate::wal::manifest::OutputFile;
 
 /// Unclean ends of a plan after which its records are tried one at a time.
 pub(super) const UNCLEAN_ENDS: u32 = 3;
-/// Unclean ends at the same record after which it is set aside.
-pub(super) const SUSPICIONS: u32 = 2;
+/// Unclean ends at the same record, one after the other, after which it is set aside.
+pub(super) const SUSPICIONS: usize = 3;
 
 /// Which record is being tried, in a file that is not synced: it has to outlive this process, not the machine.
 pub(super) struct Probe(Arc<dyn File>);
@@ -37,9 +37,11 @@ impl Probe {
         let _ = self.0.write_all_at(&[&b], 0);
     }
 
-    pub(super) fn read(&self) -> Option<(u64, u32, Sequence)> {
+    /// What was being tried when the last process ended. It is said once: an end before the next try is no evidence against it.
+    pub(super) fn take(&self) -> Option<(u64, u32, Sequence)> {
         let mut b = [0u8; 24];
         (self.0.read_at(&mut b, 0).ok()? == b.len()).then_some(())?;
+        self.write(0, 0, 0);
         let mut v = b.as_chunks::<8>().0.iter().map(|x| u64::from_le_bytes(*x));
         Some((v.next()?, u32::try_from(v.next()?).ok()?, v.next()?))
     }

@@ -244,7 +244,7 @@ impl Compactor {
         if cautious {
             tracing::warn!(plan = plan.plan, attempts, "this plan was under way when the process ended: building it one record at a time");
             // Where the last attempt was when it ended. Once is no evidence: the process may have been killed for any reason.
-            if let Some((p, output, sequence)) = self.probe.as_ref().and_then(Probe::read)
+            if let Some((p, output, sequence)) = self.probe.as_ref().and_then(Probe::take)
                 && p == plan.plan
                 && !self.is_committed(&plan, output)
             {
@@ -584,9 +584,14 @@ impl Compactor {
     fn culprits(&self, plan: &Plan) -> BTreeMap<u32, Vec<Sequence>> {
         let mut out: BTreeMap<u32, Vec<Sequence>> = BTreeMap::new();
         if let Some(p) = self.manifest.state.plans.get(&plan.plan) {
-            for ((output, sequence), times) in &p.suspects {
-                if *times >= SUSPICIONS {
-                    out.entry(*output).or_default().push(*sequence);
+            for ends in p.suspects.windows(SUSPICIONS) {
+                if let Some(first @ (output, sequence)) = ends.first()
+                    && ends.iter().all(|e| e == first)
+                {
+                    let list = out.entry(*output).or_default();
+                    if !list.contains(sequence) {
+                        list.push(*sequence);
+                    }
                 }
             }
         }

@@ -102,7 +102,7 @@ fn a_rewritten_manifest_knows_what_is_shipped_without_the_plans() {
         attempts: 0,
         intents: HashMap::new(),
         commits: BTreeMap::new(),
-        suspects: BTreeMap::new(),
+        suspects: Vec::new(),
         shipped,
     };
     for (last_is_open, deferred) in [(true, false), (false, true), (false, false)] {

@@ -44,14 +44,14 @@ pub struct PlanState {
     /// Every intent recorded for an output, oldest first.
     pub intents: HashMap<u32, Vec<OutputFile>>,
     pub commits: BTreeMap<u32, OutputFile>,
-    /// How often the process ended while (output, sequence) was being tried.
-    pub suspects: BTreeMap<(u32, Sequence), u32>,
+    /// (output, sequence) that was being tried at each unclean end, in order.
+    pub suspects: Vec<(u32, Sequence)>,
     pub shipped: bool,
 }
 
 impl PlanState {
     fn new(plan: Plan) -> Self {
-        Self { plan, attempts: 0, intents: HashMap::new(), commits: BTreeMap::new(), suspects: BTreeMap::new(), shipped: false }
+        Self { plan, attempts: 0, intents: HashMap::new(), commits: BTreeMap::new(), suspects: Vec::new(), shipped: false }
     }
 }
 
@@ -97,7 +97,7 @@ impl ManifestState {
             }
             Entry::Attempt { plan } => self.plan(plan)?.attempts += 1,
             Entry::Stopped { plan } => self.plan(plan)?.attempts = 0,
-            Entry::Suspect { plan, output, sequence } => *self.plan(plan)?.suspects.entry((output, sequence)).or_insert(0) += 1,
+            Entry::Suspect { plan, output, sequence } => self.plan(plan)?.suspects.push((output, sequence)),
             Entry::Intent { plan, output, length, sha256, rows, set_aside } => {
                 let f = OutputFile { length, sha256, rows, set_aside };
                 self.plan(plan)?.intents.entry(output).or_default().push(f);
@@ -178,8 +178,8 @@ impl ManifestState {
                     set_aside: f.set_aside.clone(),
                 }));
             }
-            for ((output, sequence), times) in p.suspects.iter().filter(|((o, _), _)| open(o)) {
-                out.extend((0..*times).map(|_| Entry::Suspect { plan: *k, output: *output, sequence: *sequence }));
+            for (output, sequence) in p.suspects.iter().filter(|(o, _)| open(o)) {
+                out.push(Entry::Suspect { plan: *k, output: *output, sequence: *sequence });
             }
             out.extend(self.deferred.range((*k, 0)..=(*k, u32::MAX)).map(|((_, o), bytes)| Entry::Deferred {
                 plan: *k,
