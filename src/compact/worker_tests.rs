@@ -347,6 +347,17 @@ fn a_record_that_keeps_ending_the_process_is_set_aside() {
     }
 }
 
+/// What a kill loop found: a process that ends before it tries anything must not count against the record of the end before it.
+#[test]
+fn an_unclean_end_counts_once_against_a_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let probe = super::builder::Probe::open(&OsVfs, dir.path()).unwrap();
+    probe.write(1, 0, 17);
+    assert_eq!(probe.take(), Some((1, 0, 17)));
+    let later = super::builder::Probe::open(&OsVfs, dir.path()).unwrap();
+    assert_eq!(later.take(), Some((0, 0, 0)), "plans are numbered from 1: this names none");
+}
+
 fn p_len(record: &[u8]) -> usize {
     crate::format::record::RecordHeader::parse(record).unwrap().payload_len as usize
 }
