@@ -52,6 +52,7 @@ pub mod idempotency;
 pub mod decode;
 pub mod sink;
 pub mod compact;
+pub mod node;
 pub mod http;
 pub mod tools;
 pub mod cli;

@@ -14,26 +14,25 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{EXIT_FAILURE, EXIT_IO, Global, print};
-use crate::catalog::Catalog;
 use crate::clock::{SharedClock, SystemClock};
 use crate::compact::Layout;
 use crate::compact::control::{Control, Shipped};
 use crate::compact::plan::{Bounds as PlanBounds, PlanSettings};
-use crate::compact::worker::{Compactor, Settings as CompactSettings, plan_object};
+use crate::compact::worker::Settings as CompactSettings;
 use crate::config::{self, Config};
 use crate::decode::Nested;
 use crate::decode::table::Bounds;
 use crate::format::manifest::PlanWriter;
-use crate::format::payload::PayloadView;
 use crate::http::engine::{Engine, Running, WriteSettings};
 use crate::http::{App, Settings as HttpSettings, listen, serve};
 use crate::idempotency::Keys;
 use crate::limits::BLOCK;
 use crate::metrics::Metrics;
-use crate::sink::{LocalSink, Sink};
+use crate::node::{self, NodeError, NodeSettings};
+use crate::sink::LocalSink;
 use crate::vfs::{Engine as IoEngine, OsVfs, SyncMode, Vfs};
 use crate::wal::prealloc::Preallocator;
-use crate::wal::recover::{OpenError, open};
+use crate::wal::recover::OpenError;
 use crate::wal::shared::LogSettings;
 use crate::wal::{Appender, Shared};
 
@@ -94,11 +93,6 @@ struct Machines {
     _lock: Box<dyn std::any::Any + Send + Sync>,
 }
 
-enum Failed {
-    Open(OpenError),
-    Other(String),
-}
-
 async fn main(global: &Global, config: Config, file: Option<&Path>) -> u8 {
     let clock = SystemClock::shared();
     let metrics = Metrics::new();
@@ -145,7 +139,7 @@ async fn main(global: &Global, config: Config, file: Option<&Path>) -> u8 {
     };
     let machines = match opened {
         Ok(Ok(m)) => m,
-        Ok(Err(Failed::Open(e))) => {
+        Ok(Err(NodeError::Log(e))) => {
             global.error(&e);
             return match e {
                 OpenError::Locked(_) => EXIT_LOCKED,
@@ -153,7 +147,7 @@ async fn main(global: &Global, config: Config, file: Option<&Path>) -> u8 {
                 OpenError::Io { .. } => EXIT_IO,
             };
         }
-        Ok(Err(Failed::Other(e))) => {
+        Ok(Err(NodeError::Other(e))) => {
             global.error(e);
             return EXIT_IO;
         }
@@ -264,101 +258,32 @@ async fn shut_down(
     if poisoned { EXIT_IO } else { 0 }
 }
 
-fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: SharedClock) -> Result<Machines, Failed> {
+fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: SharedClock) -> Result<Machines, NodeError> {
     let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
-    let catalog = Catalog::new(config.ingest.max_columns, config.ingest.max_tables);
-    let keys = Keys::new(config.ingest.idempotency_window, config.ingest.idempotency_max_keys, clock.clone());
-    let mut fold_error = None;
     let mut last_line = Instant::now();
-    let opened = {
-        // The checkpoint is folded in after the log: definitions are idempotent, and keys are put in order below.
-        let mut log_keys = Vec::new();
-        let opened = open(
-            &vfs,
-            log_settings(config),
-            clock.clone(),
-            Arc::clone(&metrics),
-            &mut |v| match PayloadView::parse(v.payload) {
-                Ok(p) => {
-                    if let Some(k) = p.index.key {
-                        log_keys.push((v.header.sequence, k));
-                    }
-                    if let Err(e) = catalog.fold(v.header.sequence, &p) {
-                        fold_error.get_or_insert(format!("record {} of segment {}: {e}", v.header.sequence, v.segment));
-                    }
-                }
-                Err(e) => {
-                    fold_error.get_or_insert(format!("record {} of segment {}: {e}", v.header.sequence, v.segment));
-                }
-            },
-            &mut |p| {
-                engine.recovering(p);
-                if last_line.elapsed() > Duration::from_secs(2) {
-                    last_line = Instant::now();
-                    tracing::info!(bytes_done = p.bytes_done, bytes_total = p.bytes_total, "recovering");
-                }
-            },
-        )
-        .map_err(Failed::Open)?;
-        let state = &opened.manifest.state;
-        let checkpoint = &opened.report.state;
-        catalog.restore(state.tables.values()).map_err(Failed::Other)?;
-        keys.resume(state.running_ms);
-        for (s, k) in &checkpoint.keys {
-            keys.restore(*s, *k);
-        }
-        let through = checkpoint.keys.last().map_or(0, |(s, _)| *s);
-        for (s, k) in log_keys.into_iter().filter(|(s, _)| *s > through) {
-            keys.restore(s, k);
-        }
-        opened
-    };
-    if let Some(e) = fold_error {
-        // A record that passes its CRC and cannot be read is a bug: the compactor will set it aside.
-        tracing::error!(error = %e, "a record cannot be read");
-    }
-    let damage = opened.manifest.state.damage.clone();
-    let shipped_last = opened.manifest.state.plans.iter().rev().find(|(_, p)| p.shipped).map(|(k, _)| *k);
-    let sink: Arc<dyn Sink> = Arc::new(
-        LocalSink::open(&config.storage.local_path, opened.shared.log).map_err(|e| Failed::Other(format!("storage.local_path: {e}")))?,
-    );
-    if let Some(plan) = shipped_last
-        && !config.storage.accept_new_lake
-    {
-        let name = plan_object(opened.shared.log, plan);
-        if sink.describe(&name).map_err(|e| Failed::Other(format!("storage.local_path: {e}")))?.is_none() {
-            return Err(Failed::Open(OpenError::Refused(format!(
-                "{}: the lake does not hold {name}, which this log has stored there: expected the lake that was used before. Mount it or correct \
-                 storage.local_path; if it was moved or emptied on purpose, start once with storage.accept_new_lake = true",
-                config.storage.local_path.display()
-            ))));
-        }
-    }
-    match sink.sweep() {
-        Ok(s) if s.removed > 0 => tracing::info!(removed = s.removed, "removed files that an earlier run had not finished"),
-        Ok(_) => {}
-        Err(e) => tracing::warn!(error = %e, "looking for unfinished files"),
-    }
-    let shared = opened.shared;
-    let control = Control::new(Arc::clone(&shared), config.compaction.paused);
-    let compactor = Compactor::new(
-        Arc::clone(&shared),
-        Arc::clone(&control),
-        Arc::clone(&vfs),
-        sink,
-        opened.manifest,
-        Arc::clone(&catalog),
-        Arc::clone(&keys),
-        Arc::clone(&opened.prealloc),
-        compact_settings(config),
-    );
-    let committer = opened.committer;
-    let prealloc = Arc::clone(&opened.prealloc);
+    let lake = &config.storage.local_path;
+    let node = node::open(
+        &vfs,
+        node_settings(config),
+        &clock,
+        metrics,
+        |log| {
+            let sink = LocalSink::open(lake, log).map_err(|e| format!("storage.local_path {}: {e}", lake.display()))?;
+            Ok(Arc::new(sink))
+        },
+        &mut |p| {
+            engine.recovering(p);
+            if last_line.elapsed() > Duration::from_secs(2) {
+                last_line = Instant::now();
+                tracing::info!(bytes_done = p.bytes_done, bytes_total = p.bytes_total, "recovering");
+            }
+        },
+    )?;
     let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
-        std::thread::Builder::new().name(name.into()).spawn(f).map_err(|e| Failed::Other(format!("starting thread {name}: {e}")))
+        std::thread::Builder::new().name(name.into()).spawn(f).map_err(|e| NodeError::Other(format!("starting thread {name}: {e}")))
     };
-    let p = Arc::clone(&prealloc);
-    let preparer = spawn("arc-prealloc", Box::new(move || p.run()))?;
+    let (committer, compactor, prealloc) = (node.committer, node.compactor, Arc::clone(&node.prealloc));
+    let preparer = spawn("arc-prealloc", Box::new(move || prealloc.run()))?;
     let committer = spawn("arc-commit", Box::new(move || committer.run()))?;
     let compactor = spawn(
         "arc-compact",
@@ -369,14 +294,23 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
         }),
     )?;
     engine.start(Running {
-        shared: Arc::clone(&shared),
-        appender: Appender::new(Arc::clone(&shared)),
-        catalog,
-        keys: Arc::clone(&keys),
-        control: Arc::clone(&control),
-        damage,
+        shared: Arc::clone(&node.shared),
+        appender: Appender::new(Arc::clone(&node.shared)),
+        catalog: node.catalog,
+        keys: Arc::clone(&node.keys),
+        control: Arc::clone(&node.control),
+        damage: node.damage,
     });
-    Ok(Machines { shared, control, keys, prealloc, preparer, committer, compactor, _lock: opened.lock })
+    Ok(Machines {
+        shared: node.shared,
+        control: node.control,
+        keys: node.keys,
+        prealloc: node.prealloc,
+        preparer,
+        committer,
+        compactor,
+        _lock: node.lock,
+    })
 }
 
 fn banner(config: &Config, address: SocketAddr, file: Option<&Path>) -> String {
@@ -429,6 +363,20 @@ fn http_settings(config: &Config) -> HttpSettings {
         shutdown_timeout: config.server.shutdown_timeout / 2,
         max_connections: config.server.max_connections,
         ..HttpSettings::default()
+    }
+}
+
+fn node_settings(config: &Config) -> NodeSettings {
+    NodeSettings {
+        log: log_settings(config),
+        compact: compact_settings(config),
+        paused: config.compaction.paused,
+        max_columns: config.ingest.max_columns,
+        max_tables: config.ingest.max_tables,
+        idempotency_window: config.ingest.idempotency_window,
+        idempotency_max_keys: config.ingest.idempotency_max_keys,
+        lake: config.storage.local_path.display().to_string(),
+        accept_new_lake: config.storage.accept_new_lake,
     }
 }
 

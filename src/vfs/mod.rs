@@ -4,6 +4,7 @@
 
 pub mod mmap;
 pub mod os;
+pub mod sim;
 
 use std::any::Any;
 use std::fmt::Debug;
