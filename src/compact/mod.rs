@@ -7,6 +7,7 @@ pub mod control;
 mod deferred;
 mod encodings;
 pub mod name;
+mod outputs;
 pub mod parquet;
 pub mod plan;
 pub mod quarantine;

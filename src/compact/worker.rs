@@ -1,28 +1,24 @@
 //! The compactor: chooses plans, builds and publishes their outputs, commits them, releases the log.
 //!
-//! A machine with a `step`, driven by a thread here. Within a step it may build several outputs at once.
+//! A machine with a `step`, driven by a thread here. A step never sleeps, and starts threads only to build several outputs at once
+//! (`workers` above 1).
 //!
 //! INVARIANT(commit-before-release): a segment is removed only after a synced manifest record says that every sequence of it is in a
 //! committed output (or set aside in one), and after the checkpoints of catalog and keys through it.
 //! INVARIANT(intent-before-publish): an object appears under its final name only after its length and hash are durable in the manifest.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::SchemaColumn;
-use super::builder::{Probe, Ready, SUSPICIONS, Stop, Trouble, UNCLEAN_ENDS, build_one, hex, try_each};
+use super::builder::{Probe, Trouble, UNCLEAN_ENDS, hex};
 use super::control::Control;
-use super::name::Layout;
-use super::parquet::{Codecs, OutputSpec, WriterSettings};
 use super::plan::{PlanSettings, Slices, make, resume};
 use super::quarantine::{self, Quarantined};
 use crate::catalog::Catalog;
 use crate::format::manifest::{Entry, Plan, StoredKey};
 use crate::idempotency::Keys;
-use crate::sink::{Backoff, ObjectInfo, Published, PutSmall, Sink};
+use crate::sink::{Backoff, ObjectInfo, PutSmall, Sink};
 use crate::types::{LogId, Sequence};
 use crate::vfs::Vfs;
 use crate::wal::aside::{damage_entry, keep_bytes};
@@ -48,6 +44,9 @@ pub struct Settings {
 
 /// How long the log waits for an output that will not be publishable by itself, before its records move aside.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a plan is put off for the active segment to be sealed.
+const SEAL_WAIT: Duration = Duration::from_millis(100);
 
 /// What a step did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +87,10 @@ pub struct Compactor {
     pub(super) backoff: Backoff,
     pub(super) reserve_tried: Option<Duration>,
     pub(super) deferred_due: Option<Duration>,
+    /// Since when a plan has been put off for the active segment to be sealed.
+    seal_asked: Option<Duration>,
+    /// What the last step waits for: sequences sealed through this.
+    awaited: Option<Sequence>,
     /// The log and the lake are on one filesystem.
     shares_disk: bool,
     pub(super) probe: Option<Probe>,
@@ -129,6 +132,8 @@ impl Compactor {
             backoff,
             reserve_tried: None,
             deferred_due: None,
+            seal_asked: None,
+            awaited: None,
             shares_disk,
             probe,
         };
@@ -142,7 +147,12 @@ impl Compactor {
         while !self.control.is_stopped() {
             match self.step() {
                 Work::Worked => {}
-                Work::Wait(t) => self.control.wait(t),
+                Work::Wait(t) => match self.awaited {
+                    Some(through) => {
+                        self.shared.wait_watermarks(t, |w| w.sealed >= through);
+                    }
+                    None => self.control.wait(t),
+                },
                 Work::Done => return,
             }
         }
@@ -154,6 +164,7 @@ impl Compactor {
     }
 
     pub fn step(&mut self) -> Work {
+        self.awaited = None;
         if self.control.forked().is_some() {
             return Work::Done;
         }
@@ -282,14 +293,19 @@ impl Compactor {
         } else {
             0
         };
-        if want.min(w.durable) > w.sealed && !self.shared.is_poisoned() {
+        let want = want.min(w.durable);
+        if want > w.sealed && !self.shared.is_poisoned() {
             self.shared.request_seal(want);
-            let reached = self.shared.wait_watermarks(Duration::from_millis(100), |w| w.sealed >= want.min(w.durable));
-            if reached.sealed < want && reached.sealed <= reached.shipped {
-                // No spare to seal with. Nothing else can be shipped meanwhile.
-                return Ok(Work::Wait(Duration::from_millis(20)));
+            let now = self.shared.clock.monotonic();
+            let since = *self.seal_asked.get_or_insert(now);
+            let left = SEAL_WAIT.saturating_sub(now.saturating_sub(since));
+            // Without a spare to seal with, what is sealed already is shipped alone.
+            if !left.is_zero() || w.sealed <= w.shipped {
+                self.awaited = Some(want);
+                return Ok(Work::Wait(left.max(Duration::from_millis(20))));
             }
         }
+        self.seal_asked = None;
         let segments = self.sealed();
         let number = self.manifest.state.next_plan;
         let made = make(&*self.vfs, &segments, &self.catalog, self.shared.log, &self.settings.plan, number, w.shipped)?;
@@ -443,10 +459,9 @@ impl Compactor {
         let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(()) };
         let mut found = Vec::new();
         let mut stopped = None;
-        for (n, files) in &state.intents {
-            if state.commits.contains_key(n) {
-                continue;
-            }
+        let mut open: Vec<_> = state.intents.iter().filter(|(n, _)| !state.commits.contains_key(n)).collect();
+        open.sort_unstable_by_key(|(n, _)| **n);
+        for (n, files) in open {
             let Some(o) = c.plan.outputs.get(*n as usize) else { continue };
             let adopted = self.sink.describe(&o.name).and_then(|info| {
                 let Some(f) = info.and_then(|i| files.iter().find(|f| same(f, &i))) else { return Ok(None) };
@@ -465,202 +480,6 @@ impl Compactor {
         self.commit(c, found)
     }
 
-    fn spec(&self, plan: &Plan, n: u32) -> Option<OutputSpec> {
-        let o = plan.outputs.get(n as usize)?;
-        let s = plan.schemas.get(o.schema as usize)?;
-        let columns = s
-            .columns
-            .iter()
-            .map(|x| Some(SchemaColumn { name: x.name.clone(), ty: x.column_type()?, tag: x.tag }))
-            .collect::<Option<Vec<_>>>()?;
-        let w = &plan.writer;
-        let compression = match w.compression.as_str() {
-            "none" => Codecs::None,
-            "snappy" => Codecs::Snappy,
-            "lz4" => Codecs::Lz4,
-            _ => Codecs::Zstd(w.level),
-        };
-        let metadata = [
-            ("arc.log_uuid", self.shared.log.to_string()),
-            ("arc.plan", plan.plan.to_string()),
-            ("arc.first_sequence", plan.first_sequence.to_string()),
-            ("arc.last_sequence", plan.last_sequence.to_string()),
-        ];
-        Some(OutputSpec {
-            database: s.database.clone(),
-            table: s.table.clone(),
-            hour: o.hour,
-            layout: if w.layout == "arc" { Layout::Arc } else { Layout::Hive },
-            columns,
-            settings: WriterSettings {
-                compression,
-                row_group_rows: w.row_group_rows as usize,
-                row_group_bytes: self.settings.row_group_bytes,
-            },
-            metadata: metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
-        })
-    }
-
-    /// Builds the outputs on up to `workers` threads, and records, publishes and commits each as it is ready.
-    ///
-    /// What stops one output stops it alone: those are returned with the reason. A full disk stops all.
-    pub(super) fn build_all(&mut self, c: &Current, todo: &[u32]) -> Result<BTreeMap<u32, Stop>, Trouble> {
-        let next = AtomicUsize::new(0);
-        let workers = self.settings.workers.clamp(1, todo.len());
-        // One finished output waits at most for each worker: what is staged is bounded.
-        let (tx, rx) = mpsc::sync_channel::<(u32, Result<Ready, Trouble>)>(workers);
-        let mut specs: BTreeMap<u32, OutputSpec> = BTreeMap::new();
-        for n in todo {
-            let spec = self
-                .spec(&c.plan, *n)
-                .ok_or_else(|| Trouble::Retry(format!("plan {}: output {n} has an unknown column type", c.plan.plan)))?;
-            specs.insert(*n, spec);
-        }
-        let mut stopped = BTreeMap::new();
-        let skips = self.culprits(&c.plan);
-        // One probe file, so one builder.
-        let probe = if c.cautious { self.probe.take() } else { None };
-        let workers = if probe.is_some() { 1 } else { workers };
-        let sink = Arc::clone(&self.sink);
-        let metrics = Arc::clone(&self.shared.metrics);
-        let clock = self.shared.clock.clone();
-        let control = Arc::clone(&self.control);
-        let (slices, plan) = (&c.slices, &c.plan);
-        let result = std::thread::scope(|scope| {
-            for _ in 0..workers {
-                let (tx, next, specs, sink, metrics, clock, control) = (tx.clone(), &next, &specs, &sink, &metrics, &clock, &control);
-                let (skips, probe) = (&skips, probe.as_ref());
-                scope.spawn(move || {
-                    while let Some(n) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if control.is_stopped() {
-                            return;
-                        }
-                        let (Some(spec), Some(o), Some(list)) =
-                            (specs.get(n), plan.outputs.get(*n as usize), slices.outputs.get(*n as usize))
-                        else {
-                            continue;
-                        };
-                        let started = clock.monotonic();
-                        let skip = skips.get(n).map_or(&[][..], Vec::as_slice);
-                        if let Some(p) = probe {
-                            try_each(p, plan.plan, *n, spec, list, skip, slices);
-                        }
-                        let built = build_one(&**sink, *n, &o.name, spec, list, skip, slices);
-                        metrics.compact_build_seconds.record(clock.monotonic().saturating_sub(started).as_secs_f64());
-                        if tx.send((*n, built)).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-            drop(tx);
-            // The receiver goes when this scope's body ends, which ends builders that wait to hand something over.
-            let rx = rx;
-            while let Ok(first) = rx.recv() {
-                let mut batch = vec![first];
-                batch.extend(rx.try_iter());
-                let mut ready = Vec::new();
-                for (n, r) in batch {
-                    match r {
-                        Ok(r) => ready.push(r),
-                        Err(Trouble::Retry(why)) => {
-                            stopped.insert(n, Stop { why, lasting: false });
-                        }
-                        Err(Trouble::Lasting(why)) => {
-                            stopped.insert(n, Stop { why, lasting: true });
-                        }
-                        Err(e) => return Err(e),
-                    }
-                }
-                self.publish(plan, slices, ready, &mut stopped)?;
-            }
-            Ok(())
-        });
-        self.probe = probe.or(self.probe.take());
-        result.map(|()| stopped)
-    }
-
-    /// Records at which earlier attempts ended again and again, by output.
-    fn culprits(&self, plan: &Plan) -> BTreeMap<u32, Vec<Sequence>> {
-        let mut out: BTreeMap<u32, Vec<Sequence>> = BTreeMap::new();
-        if let Some(p) = self.manifest.state.plans.get(&plan.plan) {
-            for ends in p.suspects.windows(SUSPICIONS) {
-                if let Some(first @ (output, sequence)) = ends.first()
-                    && ends.iter().all(|e| e == first)
-                {
-                    let list = out.entry(*output).or_default();
-                    if !list.contains(sequence) {
-                        list.push(*sequence);
-                    }
-                }
-            }
-        }
-        out
-    }
-
-    /// Quarantine, intents, names, commits: each durable before the next.
-    fn publish(&mut self, plan: &Plan, slices: &Slices, ready: Vec<Ready>, stopped: &mut BTreeMap<u32, Stop>) -> Result<(), Trouble> {
-        let mut intents = Vec::new();
-        for r in &ready {
-            self.quarantine(plan, slices, r)?;
-            intents.push(Entry::Intent {
-                plan: plan.plan,
-                output: r.output,
-                length: r.file.length,
-                sha256: r.file.sha256.clone(),
-                rows: r.file.rows,
-                set_aside: r.file.set_aside.clone(),
-            });
-        }
-        self.append(intents, &[])?;
-        let mut commits = Vec::new();
-        let started = self.shared.clock.monotonic();
-        for r in ready {
-            let Some(o) = plan.outputs.get(r.output as usize) else { continue };
-            let Some(staged) = r.staged else {
-                commits.push((r.output, r.file));
-                continue;
-            };
-            let published = staged.publish().and_then(|p| match p {
-                Published::Created => Ok(None),
-                Published::AlreadyThere => {
-                    let there = self.sink.describe(&o.name)?;
-                    if there.as_ref().is_some_and(|i| same(&r.file, i)) {
-                        self.sink.confirm(&o.name)?;
-                        return Ok(None);
-                    }
-                    Ok(Some(there))
-                }
-            });
-            match published.map_err(Trouble::from) {
-                Ok(None) => commits.push((r.output, r.file)),
-                Err(Trouble::Retry(why)) => {
-                    stopped.insert(r.output, Stop { why, lasting: false });
-                }
-                Err(Trouble::Lasting(why)) => {
-                    stopped.insert(r.output, Stop { why, lasting: true });
-                }
-                Err(e) => return Err(e),
-                Ok(Some(other)) => {
-                    let why = format!(
-                        "{}: another object has this name ({}), expected {} bytes with SHA-256 {}; this output waits until it is moved away",
-                        o.name,
-                        other.map_or("gone meanwhile".into(), |i| format!("{} bytes, SHA-256 {}", i.len, hex(&i.sha256))),
-                        r.file.length,
-                        r.file.sha256
-                    );
-                    tracing::error!(error = %why, "an output is stopped");
-                    stopped.insert(r.output, Stop { why, lasting: true });
-                }
-            }
-        }
-        self.shared.metrics.compact_put_seconds.record(self.shared.clock.monotonic().saturating_sub(started).as_secs_f64());
-        let entries = commits.iter().map(|(n, f)| commit_entry(plan.plan, *n, f)).collect();
-        self.append(entries, &[])?;
-        self.count_commits(&commits);
-        Ok(())
-    }
-
     fn commit(&mut self, c: &Current, files: Vec<(u32, OutputFile)>) -> Result<(), Trouble> {
         if files.is_empty() {
             return Ok(());
@@ -671,7 +490,7 @@ impl Compactor {
         Ok(())
     }
 
-    fn count_commits(&self, files: &[(u32, OutputFile)]) {
+    pub(super) fn count_commits(&self, files: &[(u32, OutputFile)]) {
         let m = &self.shared.metrics;
         let rows: u64 = files.iter().map(|(_, f)| f.rows).sum();
         let written = files.iter().filter(|(_, f)| f.length > 0).count() as u64;
@@ -681,32 +500,7 @@ impl Compactor {
         self.control.committed(written, rows);
     }
 
-    fn quarantine(&mut self, plan: &Plan, slices: &Slices, r: &Ready) -> Result<(), Trouble> {
-        let (Some(o), Some(list)) = (plan.outputs.get(r.output as usize), slices.outputs.get(r.output as usize)) else { return Ok(()) };
-        let Some(schema) = plan.schemas.get(o.schema as usize) else { return Ok(()) };
-        for a in &r.file.set_aside {
-            tracing::error!(sequence = a.sequence, table = %schema.table, rows = a.rows, reason = %a.reason, "a slice cannot be turned into Parquet: set aside");
-            let Some(s) = list.iter().find(|s| s.sequence == a.sequence) else { continue };
-            let record = slices.mapped.record(s.segment as usize, s.offset, s.len);
-            let q = Quarantined {
-                sequence: a.sequence,
-                database: schema.database.clone(),
-                table: schema.table.clone(),
-                hour: o.hour,
-                rows: a.rows,
-                plan: plan.plan,
-                reason: a.reason.clone(),
-                bytes: record.len() as u64,
-            };
-            quarantine::put(&*self.vfs, &self.shared.settings.directory, &q, record)?;
-        }
-        if !r.file.set_aside.is_empty() {
-            self.count_quarantine();
-        }
-        Ok(())
-    }
-
-    fn count_quarantine(&mut self) {
+    pub(super) fn count_quarantine(&mut self) {
         let Ok(found) = quarantine::list(&*self.vfs, &self.shared.settings.directory) else { return };
         let bytes = found.iter().map(|f| f.entry.bytes).sum();
         self.control.set_quarantined(found.len() as u64, bytes);
@@ -750,10 +544,10 @@ pub fn plan_object(log: LogId, k: u64) -> String {
     format!("_arc/{log}/plan-{k}")
 }
 
-fn commit_entry(plan: u64, output: u32, f: &OutputFile) -> Entry {
+pub(super) fn commit_entry(plan: u64, output: u32, f: &OutputFile) -> Entry {
     Entry::Commit { plan, output, length: f.length, sha256: f.sha256.clone(), rows: f.rows, set_aside: f.set_aside.clone() }
 }
 
-fn same(f: &OutputFile, info: &ObjectInfo) -> bool {
+pub(super) fn same(f: &OutputFile, info: &ObjectInfo) -> bool {
     f.length == info.len && f.sha256 == hex(&info.sha256)
 }

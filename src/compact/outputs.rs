@@ -1,0 +1,249 @@
+//! The outputs of a plan: built, recorded, published, committed; what cannot be built goes to the quarantine.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+
+use super::SchemaColumn;
+use super::builder::{Ready, SUSPICIONS, Stop, Trouble, build_one, hex, try_each};
+use super::name::Layout;
+use super::parquet::{Codecs, OutputSpec, WriterSettings};
+use super::plan::Slices;
+use super::quarantine::{self, Quarantined};
+use super::worker::{Compactor, Current, commit_entry, same};
+use crate::format::manifest::{Entry, Plan};
+use crate::sink::Published;
+use crate::types::Sequence;
+
+impl Compactor {
+    fn spec(&self, plan: &Plan, n: u32) -> Option<OutputSpec> {
+        let o = plan.outputs.get(n as usize)?;
+        let s = plan.schemas.get(o.schema as usize)?;
+        let columns = s
+            .columns
+            .iter()
+            .map(|x| Some(SchemaColumn { name: x.name.clone(), ty: x.column_type()?, tag: x.tag }))
+            .collect::<Option<Vec<_>>>()?;
+        let w = &plan.writer;
+        let compression = match w.compression.as_str() {
+            "none" => Codecs::None,
+            "snappy" => Codecs::Snappy,
+            "lz4" => Codecs::Lz4,
+            _ => Codecs::Zstd(w.level),
+        };
+        let metadata = [
+            ("arc.log_uuid", self.shared.log.to_string()),
+            ("arc.plan", plan.plan.to_string()),
+            ("arc.first_sequence", plan.first_sequence.to_string()),
+            ("arc.last_sequence", plan.last_sequence.to_string()),
+        ];
+        Some(OutputSpec {
+            database: s.database.clone(),
+            table: s.table.clone(),
+            hour: o.hour,
+            layout: if w.layout == "arc" { Layout::Arc } else { Layout::Hive },
+            columns,
+            settings: WriterSettings {
+                compression,
+                row_group_rows: w.row_group_rows as usize,
+                row_group_bytes: self.settings.row_group_bytes,
+            },
+            metadata: metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+        })
+    }
+
+    /// Builds the outputs on up to `workers` threads, or on this one when that is one, and records, publishes and commits each as it
+    /// is ready.
+    ///
+    /// What stops one output stops it alone: those are returned with the reason. A full disk stops all.
+    pub(super) fn build_all(&mut self, c: &Current, todo: &[u32]) -> Result<BTreeMap<u32, Stop>, Trouble> {
+        let mut specs: BTreeMap<u32, OutputSpec> = BTreeMap::new();
+        for n in todo {
+            let spec = self
+                .spec(&c.plan, *n)
+                .ok_or_else(|| Trouble::Retry(format!("plan {}: output {n} has an unknown column type", c.plan.plan)))?;
+            specs.insert(*n, spec);
+        }
+        // One probe file, so one builder.
+        let probe = if c.cautious { self.probe.take() } else { None };
+        let workers = if probe.is_some() { 1 } else { self.settings.workers.clamp(1, todo.len().max(1)) };
+        let skips = self.culprits(&c.plan);
+        let sink = Arc::clone(&self.sink);
+        let (shared, control) = (Arc::clone(&self.shared), Arc::clone(&self.control));
+        let build = |n: u32| {
+            let (Some(spec), Some(o), Some(list)) = (specs.get(&n), c.plan.outputs.get(n as usize), c.slices.outputs.get(n as usize))
+            else {
+                return Err(Trouble::Retry(format!("plan {} has no output {n}", c.plan.plan)));
+            };
+            let started = shared.clock.monotonic();
+            let skip = skips.get(&n).map_or(&[][..], Vec::as_slice);
+            if let Some(p) = &probe {
+                try_each(p, c.plan.plan, n, spec, list, skip, &c.slices);
+            }
+            let built = build_one(&*sink, n, &o.name, spec, list, skip, &c.slices);
+            shared.metrics.compact_build_seconds.record(shared.clock.monotonic().saturating_sub(started).as_secs_f64());
+            built
+        };
+        let mut stopped = BTreeMap::new();
+        let result = if workers == 1 {
+            // On this thread, so that a step of the compactor is one thread's work, in one order.
+            todo.iter().take_while(|_| !control.is_stopped()).try_for_each(|n| self.hand_over(c, vec![(*n, build(*n))], &mut stopped))
+        } else {
+            let next = AtomicUsize::new(0);
+            // One finished output waits at most for each worker: what is staged is bounded.
+            let (tx, rx) = mpsc::sync_channel::<(u32, Result<Ready, Trouble>)>(workers);
+            std::thread::scope(|scope| {
+                for _ in 0..workers {
+                    let (tx, next, build, control) = (tx.clone(), &next, &build, &control);
+                    scope.spawn(move || {
+                        while let Some(n) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            if control.is_stopped() || tx.send((*n, build(*n))).is_err() {
+                                return;
+                            }
+                        }
+                    });
+                }
+                drop(tx);
+                // The receiver goes when this scope's body ends, which ends builders that wait to hand something over.
+                let rx = rx;
+                while let Ok(first) = rx.recv() {
+                    let mut batch = vec![first];
+                    batch.extend(rx.try_iter());
+                    self.hand_over(c, batch, &mut stopped)?;
+                }
+                Ok(())
+            })
+        };
+        self.probe = probe.or(self.probe.take());
+        result.map(|()| stopped)
+    }
+
+    /// Takes outputs as the builders return them.
+    fn hand_over(
+        &mut self,
+        c: &Current,
+        batch: Vec<(u32, Result<Ready, Trouble>)>,
+        stopped: &mut BTreeMap<u32, Stop>,
+    ) -> Result<(), Trouble> {
+        let mut ready = Vec::new();
+        for (n, r) in batch {
+            match r {
+                Ok(r) => ready.push(r),
+                Err(Trouble::Retry(why)) => {
+                    stopped.insert(n, Stop { why, lasting: false });
+                }
+                Err(Trouble::Lasting(why)) => {
+                    stopped.insert(n, Stop { why, lasting: true });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.publish(&c.plan, &c.slices, ready, stopped)
+    }
+
+    /// Records at which earlier attempts ended again and again, by output.
+    fn culprits(&self, plan: &Plan) -> BTreeMap<u32, Vec<Sequence>> {
+        let mut out: BTreeMap<u32, Vec<Sequence>> = BTreeMap::new();
+        if let Some(p) = self.manifest.state.plans.get(&plan.plan) {
+            for ends in p.suspects.windows(SUSPICIONS) {
+                if let Some(first @ (output, sequence)) = ends.first()
+                    && ends.iter().all(|e| e == first)
+                {
+                    let list = out.entry(*output).or_default();
+                    if !list.contains(sequence) {
+                        list.push(*sequence);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Quarantine, intents, names, commits: each durable before the next.
+    fn publish(&mut self, plan: &Plan, slices: &Slices, ready: Vec<Ready>, stopped: &mut BTreeMap<u32, Stop>) -> Result<(), Trouble> {
+        let mut intents = Vec::new();
+        for r in &ready {
+            self.quarantine(plan, slices, r)?;
+            intents.push(Entry::Intent {
+                plan: plan.plan,
+                output: r.output,
+                length: r.file.length,
+                sha256: r.file.sha256.clone(),
+                rows: r.file.rows,
+                set_aside: r.file.set_aside.clone(),
+            });
+        }
+        self.append(intents, &[])?;
+        let mut commits = Vec::new();
+        let started = self.shared.clock.monotonic();
+        for r in ready {
+            let Some(o) = plan.outputs.get(r.output as usize) else { continue };
+            let Some(staged) = r.staged else {
+                commits.push((r.output, r.file));
+                continue;
+            };
+            let published = staged.publish().and_then(|p| match p {
+                Published::Created => Ok(None),
+                Published::AlreadyThere => {
+                    let there = self.sink.describe(&o.name)?;
+                    if there.as_ref().is_some_and(|i| same(&r.file, i)) {
+                        self.sink.confirm(&o.name)?;
+                        return Ok(None);
+                    }
+                    Ok(Some(there))
+                }
+            });
+            match published.map_err(Trouble::from) {
+                Ok(None) => commits.push((r.output, r.file)),
+                Err(Trouble::Retry(why)) => {
+                    stopped.insert(r.output, Stop { why, lasting: false });
+                }
+                Err(Trouble::Lasting(why)) => {
+                    stopped.insert(r.output, Stop { why, lasting: true });
+                }
+                Err(e) => return Err(e),
+                Ok(Some(other)) => {
+                    let why = format!(
+                        "{}: another object has this name ({}), expected {} bytes with SHA-256 {}; this output waits until it is moved away",
+                        o.name,
+                        other.map_or("gone meanwhile".into(), |i| format!("{} bytes, SHA-256 {}", i.len, hex(&i.sha256))),
+                        r.file.length,
+                        r.file.sha256
+                    );
+                    tracing::error!(error = %why, "an output is stopped");
+                    stopped.insert(r.output, Stop { why, lasting: true });
+                }
+            }
+        }
+        self.shared.metrics.compact_put_seconds.record(self.shared.clock.monotonic().saturating_sub(started).as_secs_f64());
+        let entries = commits.iter().map(|(n, f)| commit_entry(plan.plan, *n, f)).collect();
+        self.append(entries, &[])?;
+        self.count_commits(&commits);
+        Ok(())
+    }
+
+    fn quarantine(&mut self, plan: &Plan, slices: &Slices, r: &Ready) -> Result<(), Trouble> {
+        let (Some(o), Some(list)) = (plan.outputs.get(r.output as usize), slices.outputs.get(r.output as usize)) else { return Ok(()) };
+        let Some(schema) = plan.schemas.get(o.schema as usize) else { return Ok(()) };
+        for a in &r.file.set_aside {
+            tracing::error!(sequence = a.sequence, table = %schema.table, rows = a.rows, reason = %a.reason, "a slice cannot be turned into Parquet: set aside");
+            let Some(s) = list.iter().find(|s| s.sequence == a.sequence) else { continue };
+            let record = slices.mapped.record(s.segment as usize, s.offset, s.len);
+            let q = Quarantined {
+                sequence: a.sequence,
+                database: schema.database.clone(),
+                table: schema.table.clone(),
+                hour: o.hour,
+                rows: a.rows,
+                plan: plan.plan,
+                reason: a.reason.clone(),
+                bytes: record.len() as u64,
+            };
+            quarantine::put(&*self.vfs, &self.shared.settings.directory, &q, record)?;
+        }
+        if !r.file.set_aside.is_empty() {
+            self.count_quarantine();
+        }
+        Ok(())
+    }
+}
