@@ -81,14 +81,13 @@ impl Inode {
     pub(super) fn touch(&mut self, from: usize, to: usize) {
         for n in from / SECTOR..to.div_ceil(SECTOR) {
             self.forgotten.remove(&n);
-            let now = sector(&self.live, n);
             match self.dirty.entry(n) {
                 Entry::Vacant(e) => {
                     e.insert(Vec::new());
                 }
                 Entry::Occupied(mut e) => {
                     if e.get().len() < VERSIONS {
-                        e.get_mut().push(now);
+                        e.get_mut().push(sector(&self.live, n));
                     }
                 }
             }
