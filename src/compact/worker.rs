@@ -459,9 +459,7 @@ impl Compactor {
         let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(()) };
         let mut found = Vec::new();
         let mut stopped = None;
-        let mut open: Vec<_> = state.intents.iter().filter(|(n, _)| !state.commits.contains_key(n)).collect();
-        open.sort_unstable_by_key(|(n, _)| **n);
-        for (n, files) in open {
+        for (n, files) in state.intents.iter().filter(|(n, _)| !state.commits.contains_key(n)) {
             let Some(o) = c.plan.outputs.get(*n as usize) else { continue };
             let adopted = self.sink.describe(&o.name).and_then(|info| {
                 let Some(f) = info.and_then(|i| files.iter().find(|f| same(f, &i))) else { return Ok(None) };

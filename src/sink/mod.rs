@@ -8,11 +8,13 @@
 
 pub mod local;
 pub mod retry;
+pub mod sim;
 
 use std::io::{self, Write};
 
 pub use local::LocalSink;
 pub use retry::Backoff;
+pub use sim::SimStore;
 
 /// What is visible under a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,7 +1,7 @@
 //! A disk whose directory syncs fail on demand, and that remembers the order of what was done to names.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -100,7 +100,7 @@ fn a_rewritten_manifest_knows_what_is_shipped_without_the_plans() {
     let of = |plan: Plan, shipped| PlanState {
         plan,
         attempts: 0,
-        intents: HashMap::new(),
+        intents: BTreeMap::new(),
         commits: BTreeMap::new(),
         suspects: Vec::new(),
         shipped,

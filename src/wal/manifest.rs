@@ -2,7 +2,7 @@
 //!
 //! INVARIANT(manifest-first): a plan, an intent, a commit and a release are durable here before anything acts on them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub struct PlanState {
     /// Builds begun since one was last left in good order.
     pub attempts: u32,
     /// Every intent recorded for an output, oldest first.
-    pub intents: HashMap<u32, Vec<OutputFile>>,
+    pub intents: BTreeMap<u32, Vec<OutputFile>>,
     pub commits: BTreeMap<u32, OutputFile>,
     /// (output, sequence) that was being tried at each unclean end, in order.
     pub suspects: Vec<(u32, Sequence)>,
@@ -51,7 +51,7 @@ pub struct PlanState {
 
 impl PlanState {
     fn new(plan: Plan) -> Self {
-        Self { plan, attempts: 0, intents: HashMap::new(), commits: BTreeMap::new(), suspects: Vec::new(), shipped: false }
+        Self { plan, attempts: 0, intents: BTreeMap::new(), commits: BTreeMap::new(), suspects: Vec::new(), shipped: false }
     }
 }
 
