@@ -156,6 +156,11 @@ impl Compactor {
                 Work::Done => return,
             }
         }
+        self.finish();
+    }
+
+    /// Stopped in good order.
+    pub fn finish(&mut self) {
         if !self.shared.is_poisoned() {
             // The next recovery then knows how much must be there, whatever has become of the files.
             let sequence = self.shared.watermarks().durable;

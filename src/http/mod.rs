@@ -89,8 +89,7 @@ pub struct RequestId(HeaderValue);
 impl RequestId {
     /// None unless the text is 1 to 128 printable ASCII bytes.
     pub fn new(text: &str) -> Option<Self> {
-        let ok = (1..=128).contains(&text.len()) && text.bytes().all(|b| (0x21..0x7f).contains(&b));
-        ok.then(|| HeaderValue::from_str(text).ok().map(Self))?
+        printable(text.as_bytes(), 128).then(|| HeaderValue::from_str(text).ok().map(Self))?
     }
 
     /// The id as text: 1 to 128 printable ASCII bytes.

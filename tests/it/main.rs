@@ -11,3 +11,4 @@ mod layering;
 mod lifecycle;
 mod msgpack;
 mod server;
+mod sim;

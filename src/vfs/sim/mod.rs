@@ -129,6 +129,11 @@ impl SimDisk {
         Arc::new(calls::SimVfs { disk: self.clone(), boot: self.disk().boot })
     }
 
+    /// Another seed for what a crash leaves.
+    pub fn reseed(&self, seed: u64) {
+        self.disk().random = SplitMix64(seed);
+    }
+
     pub fn set_clock(&self, clock: Arc<SimClock>) {
         self.disk().clock = clock;
     }
@@ -164,6 +169,11 @@ impl SimDisk {
     pub fn is_off(&self) -> bool {
         let d = self.disk();
         d.off || d.killed
+    }
+
+    /// The process alone has ended, at a page that could not be read.
+    pub fn is_killed(&self) -> bool {
+        self.disk().killed
     }
 
     /// Stops the machine: nothing has an effect any more until [`Self::crash`] or [`Self::kill`].

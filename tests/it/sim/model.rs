@@ -1,0 +1,246 @@
+//! What clients sent and heard, and what that obliges the server to.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use arc_ingest::clock::SplitMix64;
+use arc_ingest::sink::sim::SimStore;
+use arrow::array::{Array, Float64Array, Int64Array, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::DataType;
+use serde_json::{Map, Value, json};
+
+pub const DATABASE: &str = "db";
+/// 2026-01-01T00:00:00Z.
+const EPOCH_US: i64 = 1_767_225_600_000_000;
+const HOUR_US: i64 = 3_600_000_000;
+
+/// One row as it was sent: a value for each column, without nulls.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub table: String,
+    pub time_us: i64,
+    pub cells: BTreeMap<String, Value>,
+}
+
+/// What is known of the fate of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// No answer, or one that leaves it open.
+    Unknown,
+    /// 204.
+    Acked(u64),
+    /// Refused, by every answer so far: nothing of it may be stored.
+    Absent,
+}
+
+/// One logical request: sent once, or again and again with its key.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub key: Option<String>,
+    pub body: Vec<u8>,
+    pub rows: Vec<Row>,
+    pub first_rid: i64,
+    pub fate: Fate,
+    pub in_flight: u32,
+    /// Damage of a disk has hit its record: its rows may be missing.
+    pub rotten: bool,
+}
+
+/// How rich the traffic is.
+#[derive(Clone, Copy, Debug)]
+pub struct Traffic {
+    pub tables: u64,
+    pub most_rows: u64,
+    pub hours: u64,
+    /// Per mille of requests with a key, of values with an unusual type, of requests with a large string.
+    pub keyed: u64,
+    pub odd_types: u64,
+    pub large: u64,
+}
+
+#[derive(Default)]
+pub struct Model {
+    pub requests: Vec<Request>,
+    next_rid: i64,
+}
+
+/// The value that a row has in a column, from its number: any mix-up of rows shows.
+fn value(rid: i64, column: &str, ty: u64) -> Value {
+    let x = SplitMix64(rid as u64 ^ column.bytes().fold(7, |h, b| h * 31 + u64::from(b))).next_u64();
+    match ty {
+        0 => json!((x % 2_000_001) as i64 - 1_000_000),
+        1 => json!((x % 1_000_000) as f64 / 8.0 + 0.125),
+        2 => json!(format!("s{}", x % 50)),
+        _ => json!(x.is_multiple_of(2)),
+    }
+}
+
+impl Model {
+    /// Makes a request and remembers it; its index.
+    pub fn request(&mut self, random: &mut SplitMix64, t: &Traffic) -> usize {
+        let mut rows = Vec::new();
+        let first_rid = self.next_rid;
+        let mut items = Vec::new();
+        let tables = 1 + if random.chance(250) { random.below(3) } else { 0 };
+        let mut names = BTreeSet::new();
+        for _ in 0..tables {
+            names.insert(format!("t{}", random.below(t.tables)));
+        }
+        for table in names {
+            let n = 1 + random.below(t.most_rows);
+            let mut columns: BTreeMap<String, u64> = BTreeMap::new();
+            for c in 0..random.below(5) {
+                let name = format!("c{}", random.below(6) + c % 2);
+                // The usual type of a column is part of its name's number; an odd one widens or conflicts.
+                let usual = (name.as_bytes()[1] as u64 - b'0' as u64) % 4;
+                columns.insert(name, if random.chance(t.odd_types) { random.below(4) } else { usual });
+            }
+            let mut item: Map<String, Value> = Map::new();
+            let mut lists: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+            for _ in 0..n {
+                let rid = self.next_rid;
+                self.next_rid += 1;
+                let hour = random.below(t.hours) as i64 - i64::from(random.chance(50)) * 600_000;
+                let time_us = EPOCH_US + hour * HOUR_US + rid * 7 + random.below(1000) as i64;
+                let mut cells = BTreeMap::from([("rid".to_owned(), json!(rid))]);
+                for (c, ty) in &columns {
+                    cells.insert(c.clone(), value(rid, c, *ty));
+                }
+                if random.chance(t.large) {
+                    let text = format!("{rid}-").repeat(random.below(3000) as usize + 1);
+                    cells.insert("blob".into(), json!(text));
+                } else if lists.contains_key("blob") {
+                    cells.insert("blob".into(), json!("small"));
+                }
+                rows.push(Row { table: table.clone(), time_us, cells });
+                let row = rows.last().unwrap();
+                lists.entry("time".into()).or_default().push(json!(time_us));
+                for (c, v) in &row.cells {
+                    let at = lists["time"].len() - 1;
+                    let list = lists.entry(c.clone()).or_default();
+                    list.resize(at, Value::Null);
+                    list.push(v.clone());
+                }
+            }
+            let len = n as usize;
+            for l in lists.values_mut() {
+                l.resize(len, Value::Null);
+            }
+            item.insert("m".into(), json!(table));
+            item.insert("columns".into(), json!(lists));
+            items.push(Value::Object(item));
+        }
+        let body = if items.len() == 1 { items.remove(0) } else { json!({ "batch": items }) };
+        let body = rmp_serde::to_vec(&body).unwrap();
+        let key = random.chance(t.keyed).then(|| format!("key-{first_rid}"));
+        self.requests.push(Request { key, body, rows, first_rid, fate: Fate::Absent, in_flight: 0, rotten: false });
+        self.requests.len() - 1
+    }
+
+    /// Nobody will answer what is under way.
+    pub fn cut_off(&mut self) {
+        for r in &mut self.requests {
+            if std::mem::take(&mut r.in_flight) > 0 && r.fate == Fate::Absent {
+                r.fate = Fate::Unknown;
+            }
+        }
+    }
+
+    pub fn acked(&self) -> usize {
+        self.requests.iter().filter(|r| matches!(r.fate, Fate::Acked(_))).count()
+    }
+
+    /// Rows are where and what they must be: `present` as [`read_store`] returns it.
+    pub fn check(&self, present: &HashMap<i64, Vec<Row>>) -> Result<(), String> {
+        let mut known = 0;
+        for (n, r) in self.requests.iter().enumerate() {
+            let found: Vec<usize> = (0..r.rows.len()).map(|i| present.get(&(r.first_rid + i as i64)).map_or(0, Vec::len)).collect();
+            let (most, least) = (found.iter().max().copied().unwrap_or(0), found.iter().min().copied().unwrap_or(0));
+            known += found.iter().filter(|f| **f > 0).count();
+            let what = || {
+                format!("request {n} (rows {} to {}, key {:?}, {:?})", r.first_rid, r.first_rid + r.rows.len() as i64 - 1, r.key, r.fate)
+            };
+            if most > 1 {
+                return Err(format!("{}: a row is there {most} times", what()));
+            }
+            match r.fate {
+                Fate::Absent if most > 0 => return Err(format!("{}: refused, and stored", what())),
+                Fate::Acked(_) if least == 0 && !r.rotten => {
+                    return Err(format!("{}: lost ({} of {} rows)", what(), found.iter().filter(|f| **f == 0).count(), found.len()));
+                }
+                Fate::Unknown if most != least && !r.rotten => return Err(format!("{}: half of it is there", what())),
+                _ => {}
+            }
+            for (i, sent) in r.rows.iter().enumerate() {
+                let Some(row) = present.get(&(r.first_rid + i as i64)).and_then(|v| v.first()) else { continue };
+                same_row(sent, row).map_err(|e| format!("{}: row {}: {e}", what(), r.first_rid + i as i64))?;
+            }
+        }
+        if known != present.len() {
+            return Err(format!("{} rows are in the store, {known} of them were sent", present.len()));
+        }
+        Ok(())
+    }
+}
+
+fn same_row(sent: &Row, found: &Row) -> Result<(), String> {
+    if sent.table != found.table || sent.time_us != found.time_us {
+        return Err(format!("sent to {} at {}, found in {} at {}", sent.table, sent.time_us, found.table, found.time_us));
+    }
+    if sent.cells.len() != found.cells.len() {
+        return Err(format!("sent {:?}, found {:?}", sent.cells, found.cells));
+    }
+    for (c, v) in &sent.cells {
+        let equal = match (v, found.cells.get(c)) {
+            (Value::Number(a), Some(Value::Number(b))) => a.as_f64() == b.as_f64(),
+            (a, Some(b)) => a == b,
+            (_, None) => false,
+        };
+        if !equal {
+            return Err(format!("column {c}: sent {v}, found {:?}", found.cells.get(c)));
+        }
+    }
+    Ok(())
+}
+
+/// Every row in the store's Parquet objects, by its number, with a reader that is not ours.
+pub fn read_store(store: &SimStore) -> Result<HashMap<i64, Vec<Row>>, String> {
+    let mut out: HashMap<i64, Vec<Row>> = HashMap::new();
+    for (name, bytes) in store.objects().into_iter().filter(|(n, _)| n.ends_with(".parquet")) {
+        let table = name.split('/').nth(1).unwrap_or_default().to_owned();
+        let bytes = bytes::Bytes::from(bytes.to_vec());
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes)
+            .and_then(|b| b.build())
+            .map_err(|e| format!("{name}: {e}"))?;
+        for batch in reader {
+            let batch = batch.map_err(|e| format!("{name}: {e}"))?;
+            for i in 0..batch.num_rows() {
+                let mut row = Row { table: table.clone(), time_us: 0, cells: BTreeMap::new() };
+                for (f, c) in batch.schema().fields().iter().zip(batch.columns()) {
+                    if c.is_null(i) {
+                        continue;
+                    }
+                    let any = c.as_any();
+                    let v = match c.data_type() {
+                        DataType::Timestamp(..) => {
+                            row.time_us = any.downcast_ref::<TimestampMicrosecondArray>().unwrap().value(i);
+                            continue;
+                        }
+                        DataType::Int64 => json!(any.downcast_ref::<Int64Array>().unwrap().value(i)),
+                        DataType::Float64 => json!(any.downcast_ref::<Float64Array>().unwrap().value(i)),
+                        DataType::Boolean => json!(any.downcast_ref::<arrow::array::BooleanArray>().unwrap().value(i)),
+                        DataType::Utf8 => json!(any.downcast_ref::<StringArray>().unwrap().value(i)),
+                        DataType::Dictionary(..) => {
+                            let text = arrow::compute::cast(c, &DataType::Utf8).map_err(|e| e.to_string())?;
+                            json!(text.as_any().downcast_ref::<StringArray>().unwrap().value(i))
+                        }
+                        t => return Err(format!("{name}: column {} has type {t}", f.name())),
+                    };
+                    row.cells.insert(f.name().clone(), v);
+                }
+                let rid = row.cells.get("rid").and_then(|v| v.as_f64()).ok_or_else(|| format!("{name}: a row without rid"))?;
+                out.entry(rid as i64).or_default().push(row);
+            }
+        }
+    }
+    Ok(out)
+}

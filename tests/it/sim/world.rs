@@ -1,0 +1,680 @@
+//! A simulated machine with the whole core on it, one thread, and a scheduler that decides who goes next.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_ingest::clock::{Clock, SharedClock, SimClock, SplitMix64};
+use arc_ingest::compact::Layout;
+use arc_ingest::compact::plan::{Bounds as PlanBounds, PlanSettings};
+use arc_ingest::compact::worker::{Compactor, Settings as CompactSettings, Work};
+use arc_ingest::decode::Nested;
+use arc_ingest::decode::table::Bounds;
+use arc_ingest::error::{Reason, RequestError};
+use arc_ingest::format::manifest::{Entry, PlanWriter};
+use arc_ingest::format::record::RecordKind;
+use arc_ingest::format::scan::{Found, Scanner};
+use arc_ingest::http::engine::{Engine, Running, WriteSettings};
+use arc_ingest::http::{Backend, RequestId, WriteOutcome, WriteRequest};
+use arc_ingest::limits::FILE_HEADER_BYTES;
+use arc_ingest::metrics::Metrics;
+use arc_ingest::node::{self, Node, NodeError, NodeSettings};
+use arc_ingest::sink::Sink;
+use arc_ingest::sink::sim::{Call, Fault as StoreFault, SimStore};
+use arc_ingest::vfs::sim::{Rates, SimDisk};
+use arc_ingest::vfs::{Engine as IoEngine, SyncMode};
+use arc_ingest::wal::commit::{Committer, Step};
+use arc_ingest::wal::prealloc::Preallocator;
+use arc_ingest::wal::recover::OpenError;
+use arc_ingest::wal::shared::LogSettings;
+use arc_ingest::wal::{Appender, Shared, files, manifest};
+
+use super::model::{DATABASE, Fate, Model, Traffic, read_store};
+
+pub const WAL: &str = "/data/wal";
+/// 2026-01-02.
+const START_US: i64 = 1_767_312_000_000_000;
+
+/// Sizes and limits of a simulated server.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub segment_data: u64,
+    pub max_size: u64,
+    pub reserve: u64,
+    pub pool: usize,
+    pub engine: IoEngine,
+    pub trigger_size: u64,
+    pub max_delay: Duration,
+    pub max_outputs: usize,
+    pub traffic: Traffic,
+}
+
+impl Machine {
+    pub fn small(engine: IoEngine) -> Self {
+        Self {
+            segment_data: 32 << 10,
+            max_size: 1 << 20,
+            reserve: 64 << 10,
+            pool: 2,
+            engine,
+            trigger_size: 64 << 10,
+            max_delay: Duration::from_secs(10),
+            max_outputs: 8,
+            traffic: Traffic { tables: 3, most_rows: 12, hours: 3, keyed: 400, odd_types: 60, large: 10 },
+        }
+    }
+
+    fn node(&self) -> NodeSettings {
+        NodeSettings {
+            log: LogSettings {
+                directory: WAL.into(),
+                segment_data: self.segment_data,
+                max_size: self.max_size,
+                reserve: self.reserve,
+                pool: self.pool,
+                engine: self.engine,
+                sync: SyncMode::Data,
+                queue_timeout: Duration::from_secs(2),
+                mark_delay: Duration::from_millis(50),
+                queue_bytes: 4 << 20,
+                set_aside_damage: true,
+            },
+            compact: CompactSettings {
+                trigger_size: self.trigger_size,
+                max_delay: self.max_delay,
+                plan: PlanSettings {
+                    bounds: PlanBounds { bytes: self.trigger_size, rows: 100_000, outputs: self.max_outputs },
+                    writer: PlanWriter {
+                        version: "sim".into(),
+                        compression: "none".into(),
+                        level: 1,
+                        row_group_rows: 1 << 16,
+                        layout: "hive".into(),
+                    },
+                    layout: Layout::Hive,
+                },
+                workers: 1,
+                row_group_bytes: 1 << 20,
+            },
+            paused: false,
+            max_columns: 100,
+            max_tables: 100,
+            idempotency_window: Duration::from_secs(30 * 24 * 3600),
+            idempotency_max_keys: 1_000_000,
+            lake: "the simulated store".into(),
+            accept_new_lake: false,
+        }
+    }
+}
+
+/// An answer that a client heard while the machine ran.
+struct Answer {
+    request: usize,
+    outcome: Result<WriteOutcome, RequestError>,
+}
+
+/// How a boot ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// Power was cut, or a mapped page could not be read.
+    Off,
+    /// The process ended by itself, after a failed sync.
+    Poisoned,
+    /// In good order.
+    Done,
+    /// The log could not be opened for an error of the disk.
+    NotOpened,
+}
+
+/// What a boot is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot {
+    /// Steps of the scheduler.
+    pub steps: u64,
+    /// Requests that clients begin, per mille of steps.
+    pub load: u64,
+    /// Ships everything at the end, and stops in good order.
+    pub drain: bool,
+}
+
+pub struct World {
+    pub random: SplitMix64,
+    pub disk: SimDisk,
+    pub store: SimStore,
+    pub model: Model,
+    pub machine: Machine,
+    pub boots: u64,
+    pub answers: u64,
+    pub trace: u64,
+    /// Segments had bits flipped: damage may be reported.
+    pub rot: bool,
+    wall_us: i64,
+    clock: Arc<SimClock>,
+    /// Disturbances besides those of disk and store: per mille of steps.
+    pub clock_jumps: u64,
+    pub disk_full: u64,
+    /// Store calls at which the machine stops, before or after their effect.
+    pub store_crash: Arc<Mutex<Option<(u64, bool)>>>,
+}
+
+struct Running_ {
+    shared: Arc<Shared>,
+    engine: Arc<Engine>,
+    committer: Committer,
+    prealloc: Arc<Preallocator>,
+    compactor: Compactor,
+    control: Arc<arc_ingest::compact::control::Control>,
+    _lock: Box<dyn std::any::Any + Send + Sync>,
+}
+
+fn is_log_file(p: &Path) -> bool {
+    let name = p.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    p.parent() == Some(Path::new(WAL)) && (files::parse_segment(name).is_some() || files::parse_manifest(name).is_some())
+}
+
+impl World {
+    pub fn new(seed: u64, machine: Machine) -> Self {
+        let mut random = SplitMix64(seed);
+        let clock = SimClock::new(random.next_u64(), START_US);
+        let disk = SimDisk::new(random.next_u64(), Arc::clone(&clock), is_log_file);
+        Self {
+            random,
+            disk,
+            store: SimStore::new(),
+            model: Model::default(),
+            machine,
+            boots: 0,
+            answers: 0,
+            trace: 0,
+            rot: false,
+            wall_us: START_US,
+            clock,
+            clock_jumps: 0,
+            disk_full: 0,
+            store_crash: Arc::default(),
+        }
+    }
+
+    /// Faults of the store: per mille of calls, drawn from `seed`. Also stops the machine at [`Self::store_crash`].
+    pub fn store_faults(&self, seed: u64, rate: u64) {
+        let (disk, crash) = (self.disk.clone(), Arc::clone(&self.store_crash));
+        let mut random = SplitMix64(seed);
+        self.store.set_faults(move |op| {
+            if disk.is_off() {
+                return Some(StoreFault::Fails(libc::EIO));
+            }
+            if let Some((_, after)) = crash.lock().unwrap().take_if(|(at, _)| *at == op.number) {
+                disk.stop();
+                return Some(if after { StoreFault::ReplyLost } else { StoreFault::Fails(libc::EIO) });
+            }
+            if !random.chance(rate) {
+                return None;
+            }
+            let put = matches!(op.call, Call::Publish | Call::PutSmall);
+            Some(match random.below(8) {
+                0 if put => StoreFault::ReplyLost,
+                1 if put => StoreFault::Late,
+                2 => StoreFault::Hangs,
+                3 => StoreFault::Fails(libc::ENOSPC),
+                4 if op.call == Call::Describe && op.name.ends_with(".parquet") => StoreFault::Unseen,
+                5 => StoreFault::Fails(libc::ETIMEDOUT),
+                _ => StoreFault::Fails(libc::EIO),
+            })
+        });
+    }
+
+    fn new_process(&mut self) -> SharedClock {
+        let clock = SimClock::new(self.random.next_u64(), self.wall_us);
+        self.disk.set_clock(Arc::clone(&clock));
+        let stalled = Arc::clone(&clock);
+        self.store.set_stall(move |t| stalled.advance(t));
+        self.clock = Arc::clone(&clock);
+        clock
+    }
+
+    /// The machine is gone as the kind of end says; who waited for an answer hears none.
+    fn end(&mut self, how: Ended) {
+        self.wall_us = self.clock.wall_us();
+        match how {
+            Ended::Off if self.disk.is_killed() => self.disk.kill(),
+            Ended::Off => self.disk.crash(),
+            // A clean end and an unclean one of the process alone leave the page cache.
+            Ended::Poisoned | Ended::Done | Ended::NotOpened => {
+                if self.random.chance(200) {
+                    self.disk.crash()
+                } else {
+                    self.disk.kill()
+                }
+            }
+        }
+        self.model.cut_off();
+    }
+
+    /// One life of the process, up to its end and that of the machine if that comes with it.
+    ///
+    /// # Errors
+    /// Whatever breaks a promise.
+    pub fn boot(&mut self, plan: Boot) -> Result<Ended, String> {
+        self.boots += 1;
+        let clock = self.new_process();
+        let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().map_err(|e| e.to_string())?;
+        let ended = {
+            let _in = rt.enter();
+            match self.open(&clock)? {
+                Ok(r) => rt.block_on(self.run(r, plan)),
+                Err(e) => Ok(e),
+            }
+        };
+        drop(rt);
+        let ended = ended?;
+        let ended = if self.disk.is_off() { Ended::Off } else { ended };
+        self.end(ended);
+        self.trace = self.trace.rotate_left(5) ^ self.disk.trace() ^ self.store.calls().wrapping_mul(0x9e37_79b9);
+        Ok(ended)
+    }
+
+    fn open(&mut self, clock: &SharedClock) -> Result<Result<Running_, Ended>, String> {
+        let store: Arc<dyn Sink> = Arc::new(self.store.clone());
+        let metrics = Metrics::new();
+        let opened = node::open(&self.disk.vfs(), self.machine.node(), clock, Arc::clone(&metrics), |_| Ok(store), &mut |_| {});
+        if self.disk.is_off() {
+            return Ok(Err(Ended::Off));
+        }
+        let node: Node = match opened {
+            Ok(n) => n,
+            Err(NodeError::Log(OpenError::Refused(why))) => return Err(format!("the log is refused: {why}")),
+            Err(NodeError::Log(OpenError::Locked(p))) => return Err(format!("{} is locked", p.display())),
+            Err(NodeError::Log(e @ OpenError::Io { .. })) => {
+                let faults: u64 = self.disk.injected().values().sum();
+                if faults == 0 {
+                    return Err(format!("cannot be opened: {e}"));
+                }
+                return Ok(Err(Ended::NotOpened));
+            }
+            // The store, which may fail.
+            Err(NodeError::Other(_)) => return Ok(Err(Ended::NotOpened)),
+        };
+        self.check_opened(&node)?;
+        let engine = Engine::new(
+            WriteSettings {
+                max_payload_size: 1 << 20,
+                max_inflated_size: 1 << 20,
+                max_record_size: 256 << 10,
+                bounds: Bounds { max_columns: 100, max_tables: 10, max_partitions: 1000, max_bytes: 256 << 10 },
+                nested: Nested::Json,
+                hive_names: true,
+            },
+            clock.clone(),
+            metrics,
+        );
+        engine.start(Running {
+            shared: Arc::clone(&node.shared),
+            appender: Appender::new(Arc::clone(&node.shared)),
+            catalog: node.catalog,
+            keys: node.keys,
+            control: Arc::clone(&node.control),
+            damage: node.damage,
+        });
+        Ok(Ok(Running_ {
+            shared: node.shared,
+            engine,
+            committer: node.committer,
+            prealloc: node.prealloc,
+            compactor: node.compactor,
+            control: node.control,
+            _lock: node.lock,
+        }))
+    }
+
+    /// What must hold as soon as the log is open: no damage without rot, every acknowledged sequence and column known.
+    fn check_opened(&self, node: &Node) -> Result<(), String> {
+        if !self.rot
+            && let Some(Entry::Damage { segment, from, label, first_missing, last_missing, .. }) = node.damage.first()
+        {
+            return Err(format!(
+                "damage is reported where nothing was damaged: segment {segment}, offset {from}, {label}, missing {first_missing} to {last_missing}"
+            ));
+        }
+        let w = node.shared.watermarks();
+        let acked = self.model.requests.iter().filter_map(|r| if let Fate::Acked(s) = r.fate { Some(s) } else { None }).max();
+        if !self.rot && acked.is_some_and(|s| s > w.durable) {
+            return Err(format!("sequence {} was acknowledged, the log goes to {}", acked.unwrap_or(0), w.durable));
+        }
+        let mut columns: BTreeMap<(String, String), u8> = BTreeMap::new();
+        for t in node.catalog.entries() {
+            for c in &t.columns {
+                columns.insert((t.table.clone(), c.name.clone()), c.ty);
+            }
+        }
+        for r in self.model.requests.iter().filter(|r| matches!(r.fate, Fate::Acked(_)) && !r.rotten) {
+            for row in &r.rows {
+                for (c, v) in &row.cells {
+                    let Some(ty) = columns.get(&(row.table.clone(), c.clone())) else {
+                        return Err(format!("column {c} of {} was acknowledged and is not in the catalog", row.table));
+                    };
+                    let name = arc_ingest::types::ColumnType::from_u8(*ty).map_or("unknown", |t| t.name());
+                    let fits = match v {
+                        serde_json::Value::Number(n) if n.is_i64() => matches!(name, "int64" | "float64"),
+                        serde_json::Value::Number(_) => name == "float64",
+                        serde_json::Value::String(_) => name == "string",
+                        _ => name == "bool",
+                    };
+                    if !fits {
+                        return Err(format!("column {c} of {} was acknowledged with {v}, the catalog says {name}", row.table));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn run(&mut self, mut r: Running_, plan: Boot) -> Result<Ended, String> {
+        let answers: Arc<Mutex<Vec<Answer>>> = Arc::default();
+        let mut tokio_now = self.clock.monotonic();
+        let mut poisoned_for = 0;
+        let mut compactor_due = Duration::ZERO;
+        for _ in 0..plan.steps {
+            if self.disk.is_off() {
+                return Ok(Ended::Off);
+            }
+            if r.shared.is_poisoned() {
+                poisoned_for += 1;
+                if poisoned_for > 60 {
+                    return Ok(Ended::Poisoned);
+                }
+            }
+            if self.random.chance(plan.load) {
+                self.send(&r, &answers);
+            }
+            self.disturb();
+            match self.random.below(6) {
+                0 => self.advance(Duration::from_micros(self.random.clone().below(3000)), &mut tokio_now).await,
+                1 => drop(r.prealloc.step()),
+                2 | 3 => drop(r.committer.step()),
+                4 if self.clock.monotonic() >= compactor_due => match r.compactor.step() {
+                    Work::Worked => {}
+                    Work::Wait(t) => compactor_due = self.clock.monotonic() + self.some_of(t),
+                    Work::Done => {
+                        if let Some(why) = r.control.forked() {
+                            return Err(format!("forked: {why}"));
+                        }
+                    }
+                },
+                4 if self.random.chance(300) => self.advance(Duration::from_millis(20), &mut tokio_now).await,
+                4 if self.random.chance(20) => self.advance(Duration::from_secs(5), &mut tokio_now).await,
+                _ => {}
+            }
+            tokio::task::yield_now().await;
+            self.hear(&answers)?;
+            self.check_removed()?;
+        }
+        if !plan.drain {
+            return Ok(if self.random.chance(500) { Ended::Poisoned } else { Ended::Off }).inspect(|e| {
+                if *e == Ended::Off {
+                    self.disk.stop();
+                }
+            });
+        }
+        self.drain(r, &answers, &mut tokio_now).await
+    }
+
+    /// Waits are also cut short, as by a wake-up.
+    fn some_of(&mut self, t: Duration) -> Duration {
+        if self.random.chance(700) { t } else { Duration::ZERO }
+    }
+
+    /// Finishes what has come, ships everything, stops in good order.
+    async fn drain(&mut self, mut r: Running_, answers: &Arc<Mutex<Vec<Answer>>>, tokio_now: &mut Duration) -> Result<Ended, String> {
+        r.shared.stop();
+        r.control.request(r.shared.watermarks().durable);
+        for i in 0..60_000 {
+            if self.disk.is_off() {
+                return Ok(Ended::Off);
+            }
+            if r.shared.is_poisoned() {
+                return Ok(Ended::Poisoned);
+            }
+            r.prealloc.step();
+            while r.committer.step() == Step::Worked {}
+            let wait = match r.compactor.step() {
+                Work::Worked => Duration::from_micros(100),
+                Work::Wait(t) => t,
+                Work::Done => return r.control.forked().map_or(Ok(Ended::Poisoned), |why| Err(format!("forked: {why}"))),
+            };
+            self.advance(wait, tokio_now).await;
+            tokio::task::yield_now().await;
+            self.hear(answers)?;
+            self.check_removed()?;
+            let w = r.shared.watermarks();
+            let waiting = self.model.requests.iter().any(|r| r.in_flight > 0);
+            r.control.request(w.durable);
+            if !waiting && w.shipped >= w.durable && w.released >= w.durable && r.control.deferred().outputs == 0 {
+                break;
+            }
+            if i == 59_999 {
+                return Err(format!("does not come to an end: {w:?}, last error {:?}", r.shared.last_error()));
+            }
+        }
+        r.shared.close_queue();
+        for _ in 0..100 {
+            r.prealloc.step();
+            if r.committer.step() == Step::Done {
+                break;
+            }
+        }
+        r.control.stop();
+        r.compactor.finish();
+        Ok(if self.disk.is_off() { Ended::Off } else { Ended::Done })
+    }
+
+    async fn advance(&mut self, by: Duration, tokio_now: &mut Duration) {
+        self.clock.advance(by);
+        let now = self.clock.monotonic();
+        // The timers of the requests follow the simulated clock.
+        tokio::time::advance(now.saturating_sub(*tokio_now)).await;
+        *tokio_now = now;
+    }
+
+    fn disturb(&mut self) {
+        if self.random.chance(self.clock_jumps) {
+            let by = self.random.below(7_200_000_000) as i64 - 3_600_000_000;
+            self.clock.jump(by);
+        }
+        if self.random.chance(self.disk_full) {
+            let room = self.random.below(200 << 10);
+            let full = self.random.chance(500);
+            self.disk.set_capacity(if full { self.disk.used() + room } else { u64::MAX });
+        }
+        if !self.store.late().is_empty() && self.random.chance(30) {
+            let i = self.random.below(self.store.late().len() as u64) as usize;
+            self.store.land(i);
+        }
+    }
+
+    /// A new request, or one with a key again.
+    fn send(&mut self, r: &Running_, answers: &Arc<Mutex<Vec<Answer>>>) {
+        let again = self.random.chance(250);
+        let keyed: Vec<usize> = if again {
+            let n = self.model.requests.len();
+            (n.saturating_sub(40)..n).filter(|i| self.model.requests[*i].key.is_some()).collect()
+        } else {
+            Vec::new()
+        };
+        let i = match keyed.get(self.random.below(keyed.len() as u64) as usize) {
+            Some(i) => *i,
+            None => self.model.request(&mut self.random, &self.machine.traffic),
+        };
+        let q = &mut self.model.requests[i];
+        q.in_flight += 1;
+        let request = WriteRequest {
+            database: DATABASE.into(),
+            time_unit: None,
+            idempotency_key: q.key.clone(),
+            body: q.body.clone().into(),
+            request_id: RequestId::new("sim").unwrap(),
+        };
+        let (engine, answers) = (Arc::clone(&r.engine), Arc::clone(answers));
+        // Some clients give up.
+        let patience = if self.random.chance(30) { Duration::from_millis(self.random.below(500)) } else { Duration::from_secs(3600) };
+        tokio::spawn(async move {
+            match tokio::time::timeout(patience, engine.write_msgpack(request)).await {
+                Ok(outcome) => answers.lock().unwrap().push(Answer { request: i, outcome }),
+                Err(_) => {
+                    let gone = RequestError::unavailable(Reason::UnknownOutcome, "the client has gone");
+                    answers.lock().unwrap().push(Answer { request: i, outcome: Err(gone) });
+                }
+            }
+        });
+    }
+
+    fn hear(&mut self, answers: &Arc<Mutex<Vec<Answer>>>) -> Result<(), String> {
+        let heard = std::mem::take(&mut *answers.lock().unwrap());
+        // A machine that has stopped sends nothing.
+        if self.disk.is_off() {
+            return Ok(());
+        }
+        for a in heard {
+            self.answers += 1;
+            let q = &mut self.model.requests[a.request];
+            q.in_flight -= 1;
+            let what = format!("request {} (key {:?})", a.request, q.key);
+            match a.outcome {
+                Ok(WriteOutcome { sequence: Some(s), replayed }) => {
+                    match q.fate {
+                        Fate::Acked(before) if before != s => return Err(format!("{what}: acknowledged as {before} and as {s}")),
+                        Fate::Absent if replayed && q.in_flight == 0 => return Err(format!("{what}: replayed, and never stored")),
+                        _ => {}
+                    }
+                    q.fate = Fate::Acked(s);
+                }
+                Ok(WriteOutcome { sequence: None, .. }) => return Err(format!("{what}: has rows, and was answered as empty")),
+                Err(RequestError::Unavailable { reason: Reason::UnknownOutcome, .. }) => {
+                    if q.fate == Fate::Absent {
+                        q.fate = Fate::Unknown;
+                    }
+                }
+                Err(RequestError::Unavailable { .. }) => {}
+                // A conflict of types: nothing is stored. With a key, another attempt may have come before the conflict.
+                Err(RequestError::Invalid { .. }) => {
+                    if matches!(q.fate, Fate::Acked(_)) {
+                        return Err(format!("{what}: acknowledged, then refused"));
+                    }
+                }
+                Err(e) => return Err(format!("{what}: unexpected answer: {e:?}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// INVARIANT(commit-before-release): a segment goes away only after the durable manifest says that it may.
+    fn check_removed(&self) -> Result<(), String> {
+        for gone in self.disk.take_removed() {
+            let name = gone.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+            let Some(id) = files::parse_segment(&name) else { continue };
+            let copy = self.disk.durable_copy();
+            let state = manifest::load(&*copy.vfs(), Path::new(WAL)).map_err(|e| e.to_string())?.map(|l| l.state);
+            if state.as_ref().is_none_or(|s| s.released_segment < id) {
+                return Err(format!(
+                    "{name} went away, the durable manifest has released segments through {:?}",
+                    state.map(|s| s.released_segment)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all disturbances, lets the server run until everything is shipped, and compares the store with what was sent.
+    ///
+    /// # Errors
+    /// Whatever is lost, doubled, half there or wrong.
+    pub fn verify(&mut self) -> Result<(), String> {
+        self.disk.set_rates(Rates::default());
+        self.disk.clear_script();
+        self.disk.set_capacity(u64::MAX);
+        self.store.set_capacity(None);
+        *self.store_crash.lock().unwrap() = None;
+        self.store.clear_faults();
+        self.clock_jumps = 0;
+        self.disk_full = 0;
+        for life in 0.. {
+            let ended = self.boot(Boot { steps: 50, load: 0, drain: true })?;
+            if ended == Ended::Done {
+                break;
+            }
+            if life > 20 {
+                return Err(format!("without any faults the server still ends with {ended:?}"));
+            }
+        }
+        while !self.store.late().is_empty() {
+            self.store.land(0);
+        }
+        self.model.check(&read_store(&self.store)?)?;
+        self.retry_all()
+    }
+
+    /// Every acknowledged request with a key, sent again, is answered from the remembered key.
+    fn retry_all(&mut self) -> Result<(), String> {
+        let clock = self.new_process();
+        let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().map_err(|e| e.to_string())?;
+        let _in = rt.enter();
+        let r = self.open(&clock)?.map_err(|e| format!("cannot be opened for the last time: {e:?}"))?;
+        let keyed: Vec<usize> = (0..self.model.requests.len()).filter(|i| self.model.requests[*i].key.is_some()).collect();
+        for i in keyed {
+            let q = &self.model.requests[i];
+            let Fate::Acked(s) = q.fate else { continue };
+            if q.rotten {
+                continue;
+            }
+            let request = WriteRequest {
+                database: DATABASE.into(),
+                time_unit: None,
+                idempotency_key: q.key.clone(),
+                body: q.body.clone().into(),
+                request_id: RequestId::new("sim").unwrap(),
+            };
+            let again = rt.block_on(async { tokio::time::timeout(Duration::from_secs(1), r.engine.write_msgpack(request)).await });
+            match again {
+                Ok(Ok(WriteOutcome { sequence: Some(n), replayed: true })) if n == s => {}
+                other => return Err(format!("request {i}, acknowledged as {s}, sent again with its key: {other:?}")),
+            }
+        }
+        drop(r);
+        self.disk.kill();
+        Ok(())
+    }
+
+    /// Flips a bit in a record of a sealed segment, if there is one, and marks the request that loses by it.
+    pub fn rot_a_record(&mut self) -> bool {
+        let copy = self.disk.live_copy(0);
+        let Ok(list) = copy.vfs().list(Path::new(WAL)) else { return false };
+        let mut segments: Vec<String> = list.into_iter().map(|e| e.name).filter(|n| files::parse_segment(n).is_some()).collect();
+        segments.pop();
+        if segments.is_empty() {
+            return false;
+        }
+        let path = Path::new(WAL).join(&segments[self.random.below(segments.len() as u64) as usize]);
+        let Some(bytes) = self.disk.content(&path) else { return false };
+        let Ok((header, _)) =
+            arc_ingest::format::file_header::FileHeader::parse_file(&bytes, arc_ingest::format::file_header::FileKind::Segment)
+        else {
+            return false;
+        };
+        let records: Vec<_> = Scanner::new(&bytes, header.salt, FILE_HEADER_BYTES as u64, bytes.len() as u64)
+            .filter_map(|x| if let Found::Record(r) = x { Some(r) } else { None })
+            .filter(|r| r.kind == RecordKind::Write)
+            .collect();
+        let Some(hit) = records.get(self.random.below(records.len() as u64) as usize) else { return false };
+        let at = hit.offset as usize + self.random.below(hit.record_len() as u64) as usize;
+        let bit = self.random.below(8) as u8;
+        self.disk.flip_bit(&path, at, bit);
+        self.rot = true;
+        for q in &mut self.model.requests {
+            // One that was not answered may be this one.
+            if q.fate == Fate::Acked(hit.sequence) || q.fate == Fate::Unknown || q.in_flight > 0 {
+                q.rotten = true;
+            }
+        }
+        true
+    }
+}
