@@ -11,6 +11,7 @@ mod known_errors;
 mod lake;
 mod layering;
 mod lifecycle;
+mod log_model;
 mod mem_vfs;
 mod msgpack;
 mod server;
