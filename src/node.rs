@@ -93,7 +93,9 @@ pub fn open(
                 if let Some(k) = p.index.key {
                     log_keys.push((v.header.sequence, k));
                 }
-                if let Err(e) = catalog.fold(v.header.sequence, &p) {
+                let sequence = v.header.sequence;
+                let folded = if v.behind_loss { catalog.fold_behind_loss(sequence, &p) } else { catalog.fold(sequence, &p) };
+                if let Err(e) = folded {
                     fold_error.get_or_insert(format!("record {} of segment {}: {e}", v.header.sequence, v.segment));
                 }
             }

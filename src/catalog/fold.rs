@@ -44,15 +44,25 @@ impl Catalog {
     /// # Errors
     /// What is wrong with the payload.
     pub fn fold(&self, sequence: Sequence, payload: &PayloadView<'_>) -> Result<(), String> {
-        if !payload.index.defines {
-            return Ok(());
-        }
+        if payload.index.defines { self.define_from(sequence, payload, false) } else { Ok(()) }
+    }
+
+    /// [`Self::fold`] for a record behind lost ones: its tables and columns take effect whether or not it is the one that defines
+    /// them, or its rows would have no columns to go to and later requests could choose other types.
+    ///
+    /// # Errors
+    /// What is wrong with the payload.
+    pub fn fold_behind_loss(&self, sequence: Sequence, payload: &PayloadView<'_>) -> Result<(), String> {
+        self.define_from(sequence, payload, true)
+    }
+
+    fn define_from(&self, sequence: Sequence, payload: &PayloadView<'_>, all: bool) -> Result<(), String> {
         let mut inner = lock(&self.inner);
         for (i, t) in payload.index.tables.iter().enumerate() {
             let view = payload.table(i).map_err(|e| format!("table '{}': {e}", t.table))?;
             let table = inner.table(&payload.index.database, &t.table);
             table.define_table(sequence);
-            for c in view.columns.iter().filter(|c| c.defines) {
+            for c in view.columns.iter().filter(|c| c.defines || all) {
                 table.define(&c.name.into(), c.ty, c.tag, sequence);
             }
         }

@@ -30,6 +30,11 @@ pub enum Why {
 }
 
 impl Why {
+    /// Whether a good header stands there.
+    fn is_begun(&self) -> bool {
+        matches!(self, Self::PayloadCrc { .. } | Self::Length { .. })
+    }
+
     pub fn expected(&self) -> String {
         match self {
             Self::Zero | Self::Header => "a record of this segment's salt".into(),
@@ -225,7 +230,8 @@ pub fn judge(known: Known, found: &[Found]) -> Verdict {
             Found::Bad { from, .. } if *from >= limit => break,
             Found::Record(h) if h.offset >= limit => break,
             Found::Bad { from, to, why } => {
-                let why = bad.map_or(*why, |(_, _, w)| w);
+                // A good header anywhere in the place says that a record of this generation was begun there.
+                let why = bad.map_or(*why, |(_, _, w)| if w.is_begun() { w } else { *why });
                 bad = Some((bad.map_or(*from, |(f, _, _)| f), (*to).min(limit), why));
             }
             Found::Record(h) => {
@@ -517,6 +523,21 @@ mod tests {
         let v = run(&f);
         assert_eq!((labels(&v), v.findings[0].from), (vec![Label::Torn], torn as u64));
         assert_eq!((writes(&v), v.last_sequence), (vec![1, 2], 2));
+    }
+
+    /// The first sector of a group did not arrive, the header of its second record did, nothing behind it did.
+    #[test]
+    fn a_torn_group_without_its_beginning_is_torn() {
+        let mut f = file(&[&[10], &[700, 700]], false, 1 << 15);
+        let group = FILE_HEADER_BYTES + BLOCK;
+        let second = group + record_len(700);
+        for beginning in [0, 0x5a] {
+            f[group..second].fill(beginning);
+            f[second + RECORD_HEADER_BYTES + 3..].fill(0);
+            let v = run(&f);
+            assert_eq!((labels(&v), v.findings[0].from), (vec![Label::Torn], group as u64));
+            assert_eq!((writes(&v), v.last_sequence), (vec![1], 1));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::format::file_header::{FileHeader, FileKind};
 use crate::format::manifest::Entry;
+use crate::format::record::RecordHeader;
 use crate::format::scan::Label;
 use crate::types::{LogId, Sequence};
 use crate::vfs::{DirEntry, File, GroupWriter, Mapping, SyncMode};
@@ -317,6 +318,30 @@ fn a_manifest_damaged_below_its_floor_is_refused() {
     let dir = build();
     edit(&manifest_of(dir.path()), |b| b[FILE_HEADER_BYTES + 70] ^= 1);
     refused(small(dir.path()), "Restore it from a copy of the log directory");
+}
+
+/// Length and first group were durable before it had its name; that a torn tail is taken does not go for them.
+#[test]
+fn a_manifest_that_was_cut_short_is_refused() {
+    let dir = build();
+    let m = manifest_of(dir.path());
+    let clean = std::fs::read(&m).unwrap();
+    // Two entries of the first group and a part of the third.
+    let mut at = FILE_HEADER_BYTES;
+    for _ in 0..2 {
+        at += RecordHeader::parse(&clean[at..]).unwrap().record_len();
+    }
+    for cut in [clean.len() - 1, FILE_HEADER_BYTES + BLOCK, at + 70] {
+        edit(&m, |b| b.truncate(cut));
+        refused(small(dir.path()), "it was cut short");
+        std::fs::write(&m, &clean).unwrap();
+    }
+    for from in [at, at + 70] {
+        edit(&m, |b| b[from..].fill(0));
+        refused(small(dir.path()), "expected the rest of what it was made with");
+        std::fs::write(&m, &clean).unwrap();
+    }
+    assert_eq!(reopen(small(dir.path())).unwrap().1, ALL);
 }
 
 #[test]

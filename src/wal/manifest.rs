@@ -263,6 +263,14 @@ pub fn load(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Loaded>, ManifestError> 
             }
         }
     }
+    // No crash shortens it: its first length, and the group it begins with, were durable before it got its name.
+    if (bytes.bytes.len() as u64) < header.file_len {
+        return Err(damaged(format!("it has {} bytes, its header says {}: it was cut short", bytes.bytes.len(), header.file_len)));
+    }
+    let witnessed = v.records.iter().any(|r| r.durable_floor >= header.first_sequence);
+    if !witnessed && !v.end.is_multiple_of(BLOCK as u64) {
+        return Err(damaged(format!("offset {}: expected the rest of what it was made with, found no record", v.end)));
+    }
     // A block that cannot be read stands as zeros here, and zeros behind the last group would be a clean end.
     if let Some(block) = bytes.unreadable.iter().find(|b| **b >= v.end) {
         return Err(damaged(format!("the block at offset {block} cannot be read: an I/O error")));

@@ -109,6 +109,8 @@ pub struct Visited<'a> {
     pub segment: u64,
     pub header: &'a RecordHeader,
     pub payload: &'a [u8],
+    /// Sequences before this one are missing: what they defined may be known from this record alone.
+    pub behind_loss: bool,
 }
 
 /// How far a long look has come.
@@ -384,8 +386,9 @@ fn judge_segment(
     {
         report.refusals.push(format!("{}: begins with sequence {first}, expected {n}", l.path.display()));
     }
+    let behind_loss = report.findings.iter().map(|f| &f.finding).chain(&v.findings).any(|f| f.missing.is_some());
     for r in v.records.iter().filter(|r| r.kind == RecordKind::Write) {
-        visit(Visited { segment: l.id, header: r, payload: Scanner::payload(&bytes.bytes, r) });
+        visit(Visited { segment: l.id, header: r, payload: Scanner::payload(&bytes.bytes, r), behind_loss });
     }
     let mut label = if l.header.is_err() {
         "header_lost"

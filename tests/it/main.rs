@@ -3,12 +3,16 @@
 
 mod accepted;
 mod bad_inputs;
+mod core;
+mod damage;
 mod exactly_once;
 mod golden;
 mod known_errors;
 mod lake;
 mod layering;
 mod lifecycle;
+mod log_model;
+mod mem_vfs;
 mod msgpack;
 mod server;
 mod sim;
