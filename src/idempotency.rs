@@ -77,6 +77,32 @@ pub struct Keys {
     base_ms: Mutex<(u64, Duration)>,
 }
 
+/// The newest keys of a log that is being read, no more of them than would stay live: a log holds far more of them than that when it is long.
+#[derive(Debug)]
+pub struct Newest {
+    max: usize,
+    entries: VecDeque<(Sequence, KeyEntry)>,
+}
+
+impl Newest {
+    pub fn new(max: usize) -> Self {
+        Self { max, entries: VecDeque::new() }
+    }
+
+    /// In order of sequences.
+    pub fn push(&mut self, sequence: Sequence, entry: KeyEntry) {
+        self.entries.push_back((sequence, entry));
+        if self.entries.len() > self.max {
+            self.entries.pop_front();
+        }
+    }
+
+    /// In order of sequences.
+    pub fn entries(self) -> impl Iterator<Item = (Sequence, KeyEntry)> {
+        self.entries.into_iter()
+    }
+}
+
 /// What a request with a key is to do.
 #[derive(Debug)]
 pub enum Begin {
@@ -289,6 +315,16 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn while_a_log_is_read_only_the_newest_keys_are_kept() {
+        let mut newest = Newest::new(3);
+        for s in 1..=1000u64 {
+            newest.push(s, KeyEntry { id: [0; 16], body: [0; 32], running_ms: s, status: 204 });
+            assert!(newest.entries.len() <= 3 && newest.entries.capacity() <= 8);
+        }
+        assert_eq!(newest.entries().map(|(s, k)| (s, k.running_ms)).collect::<Vec<_>>(), [(998, 998), (999, 999), (1000, 1000)]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::compact::control::Control;
 use crate::compact::worker::{Compactor, Settings as CompactSettings, plan_object};
 use crate::format::manifest::Entry;
 use crate::format::payload::PayloadView;
-use crate::idempotency::Keys;
+use crate::idempotency::{Keys, Newest};
 use crate::metrics::Metrics;
 use crate::sink::Sink;
 use crate::types::LogId;
@@ -82,7 +82,7 @@ pub fn open(
     let keys = Keys::new(settings.idempotency_window, settings.idempotency_max_keys, clock.clone());
     let mut fold_error = None;
     // The checkpoint is folded in after the log: definitions are idempotent, and keys are put in order below.
-    let mut log_keys = Vec::new();
+    let mut log_keys = Newest::new(settings.idempotency_max_keys);
     let opened = open_log(
         vfs,
         settings.log,
@@ -91,7 +91,7 @@ pub fn open(
         &mut |v| match PayloadView::parse(v.payload) {
             Ok(p) => {
                 if let Some(k) = p.index.key {
-                    log_keys.push((v.header.sequence, k));
+                    log_keys.push(v.header.sequence, k);
                 }
                 let sequence = v.header.sequence;
                 let folded = if v.behind_loss { catalog.fold_behind_loss(sequence, &p) } else { catalog.fold(sequence, &p) };
@@ -117,7 +117,7 @@ pub fn open(
         keys.restore(*s, *k);
     }
     let through = checkpoint.last().map_or(0, |(s, _)| *s);
-    for (s, k) in log_keys.into_iter().filter(|(s, _)| *s > through) {
+    for (s, k) in log_keys.entries().filter(|(s, _)| *s > through) {
         keys.restore(s, k);
     }
     let damage = state.damage.clone();

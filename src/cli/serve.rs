@@ -1,6 +1,6 @@
 //! `arc serve`: the server.
 //!
-//! Exit codes beyond the common ones: 3 the log needs a decision (forked, files missing, `wal.on_damage = "refuse"`), 75 the log is
+//! A second signal while it stops ends it with 1. Exit codes beyond the common ones: 3 the log needs a decision (forked, files missing, `wal.on_damage = "refuse"`), 75 the log is
 //! locked by another process.
 
 use std::io::IsTerminal as _;

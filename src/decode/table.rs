@@ -17,8 +17,21 @@ pub struct Bounds {
     pub max_tables: usize,
     /// Tables times hours of a request (`ingest.max_partitions`).
     pub max_partitions: usize,
-    /// Bytes of a decoded request; here it bounds the cells that items left out (`ingest.max_record_size`).
+    /// Bytes of a decoded request; here it bounds the cells that items left out (`ingest.max_record_size`), and all cells as they stand in
+    /// memory, see [`Bounds::cells`].
     pub max_bytes: usize,
+}
+
+/// How many times its size in the log a request may take in memory while it is decoded.
+const IN_MEMORY: usize = 4;
+/// Bytes of a cell in memory, for all that matters here.
+const CELL: usize = 8;
+
+impl Bounds {
+    /// Most cells of a request, times included. A number of one byte takes eight when it is decoded.
+    pub fn cells(&self) -> usize {
+        self.max_bytes.saturating_mul(IN_MEMORY) / CELL
+    }
 }
 
 pub(crate) fn invalid<T>(message: impl Into<String>) -> Result<T, RequestError> {
@@ -60,9 +73,23 @@ pub(crate) fn check_columns(table: &str, columns: usize, bounds: &Bounds) -> Res
 pub struct Budget {
     pub bounds: Bounds,
     padding: usize,
+    cells: usize,
 }
 
 impl Budget {
+    /// Counts the cells of an item before they are decoded.
+    fn claim(&mut self, table: &str, cells: usize) -> Result<(), RequestError> {
+        self.cells = self.cells.saturating_add(cells);
+        if self.cells > self.bounds.cells() {
+            return Err(RequestError::TooLarge(format!(
+                "table '{}': the request has more than {} values, which is {IN_MEMORY} times ingest.max_record_size in memory; split it",
+                shown(table),
+                self.bounds.cells()
+            )));
+        }
+        Ok(())
+    }
+
     /// Pads a column with NULL. Items that each name other columns would otherwise turn a small body into a huge table.
     fn pad(&mut self, table: &str, column: &mut ColumnBuilder, rows: usize) -> Result<(), RequestError> {
         let missing = rows.saturating_sub(column.len());
@@ -241,11 +268,19 @@ pub struct Tables {
 
 impl Tables {
     pub fn new(bounds: Bounds) -> Self {
-        Self { budget: Budget { bounds, padding: 0 }, tables: Vec::new(), index: HashMap::default(), last: 0 }
+        Self { budget: Budget { bounds, padding: 0, cells: 0 }, tables: Vec::new(), index: HashMap::default(), last: 0 }
     }
 
     pub fn bounds(&self) -> &Bounds {
         &self.budget.bounds
+    }
+
+    /// Counts the cells of an item, its times among them, before they are decoded.
+    ///
+    /// # Errors
+    /// [`RequestError::TooLarge`] when the request has too many.
+    pub fn claim(&mut self, table: &str, cells: usize) -> Result<(), RequestError> {
+        self.budget.claim(table, cells)
     }
 
     /// The table of that name, added if new; the caller adds at least one row.

@@ -15,46 +15,102 @@ use super::{App, Backend};
 use crate::error::RequestError;
 use crate::metrics::{Metrics, Rejected};
 
-/// Bytes to one permit of the semaphore, whose permits are counted in 32 bits.
+/// Bytes to one permit of the semaphores, whose permits are counted in 32 bits.
 pub(super) const GRANULE: usize = 1024;
-/// What a body of unknown length is given at first.
-const FIRST: usize = 64 << 10;
+/// A part of the room that large bodies leave alone: one in so many bytes.
+const RESERVED_PART: u32 = 8;
+/// Largest body that may use it.
+const SMALL: usize = 1 << 20;
+/// A body gets room for all that was declared once this part of it has come.
+const PROOF_PART: usize = 8;
+/// Least room for a body that comes in more than one piece.
+const FIRST: usize = 4 << 10;
 
 /// Permits for `bytes`.
 pub(super) fn granules(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(GRANULE).min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX)
 }
 
-/// A request's share of `max_in_flight`; given back when dropped.
+/// Room for the bytes of all bodies, in granules.
+///
+/// INVARIANT(small-bodies-pass): neither large bodies nor what they wait for can take the reserved part, and what a client has announced
+/// but not sent takes no room.
+#[derive(Debug)]
+pub(super) struct Room {
+    common: Arc<Semaphore>,
+    common_total: u32,
+    reserved: Arc<Semaphore>,
+    /// Largest share that may stand in `reserved`.
+    small: u32,
+}
+
+impl Room {
+    pub(super) fn new(bytes: usize) -> Self {
+        let total = granules(bytes).max(1);
+        let reserved = total / RESERVED_PART;
+        let common_total = total - reserved;
+        Self {
+            common: Arc::new(Semaphore::new(common_total as usize)),
+            common_total,
+            reserved: Arc::new(Semaphore::new(reserved as usize)),
+            small: granules(SMALL).min(reserved),
+        }
+    }
+}
+
+/// A request's share of the room; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Share {
-    permit: Option<OwnedSemaphorePermit>,
+    common: Option<OwnedSemaphorePermit>,
+    reserved: Option<OwnedSemaphorePermit>,
     granules: u32,
     metrics: Arc<Metrics>,
 }
 
+fn held(permit: Option<&OwnedSemaphorePermit>) -> u32 {
+    permit.map_or(0, |p| u32::try_from(p.num_permits()).unwrap_or(u32::MAX))
+}
+
+fn join(to: &mut Option<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
+    match to {
+        Some(held) => held.merge(permit),
+        None => *to = Some(permit),
+    }
+}
+
 impl Share {
-    /// Makes the share at least `bytes` large, or as large as all there is: a body over `max_in_flight` is alone.
+    fn none(metrics: &Arc<Metrics>) -> Self {
+        Self { common: None, reserved: None, granules: 0, metrics: Arc::clone(metrics) }
+    }
+
+    /// Makes the share at least `bytes` large, or as large as all there is in common: a body over it is alone there.
     async fn grow<B: Backend>(&mut self, app: &App<B>, bytes: usize) -> Result<(), Failure> {
-        let want = granules(bytes).min(app.in_flight_total);
+        let room = &app.room;
+        let want = granules(bytes).min(room.common_total);
         let more = want.saturating_sub(self.granules);
         if more == 0 {
             return Ok(());
         }
-        let permit = match Arc::clone(&app.in_flight).try_acquire_many_owned(more) {
-            Ok(permit) => permit,
-            Err(_) => match timeout(app.settings.admit_wait, Arc::clone(&app.in_flight).acquire_many_owned(more)).await {
-                Ok(Ok(permit)) => permit,
-                _ => return Err(Failure::InFlight),
-            },
-        };
-        match &mut self.permit {
-            Some(held) => held.merge(permit),
-            None => self.permit = Some(permit),
+        if let Ok(permit) = Arc::clone(&room.common).try_acquire_many_owned(more) {
+            join(&mut self.common, permit);
+        } else if want <= room.small {
+            // The common part has a queue, with large bodies in it.
+            join(&mut self.reserved, acquire(app, &room.reserved, more).await?);
+        } else {
+            let more = want.saturating_sub(held(self.common.as_ref()));
+            join(&mut self.common, acquire(app, &room.common, more).await?);
+            self.reserved = None;
         }
-        self.metrics.http_in_flight_bytes.increment(f64::from(more) * GRANULE as f64);
+        self.metrics.http_in_flight_bytes.increment(f64::from(want - self.granules) * GRANULE as f64);
         self.granules = want;
         Ok(())
+    }
+}
+
+async fn acquire<B: Backend>(app: &App<B>, from: &Arc<Semaphore>, granules: u32) -> Result<OwnedSemaphorePermit, Failure> {
+    match timeout(app.settings.admit_wait, Arc::clone(from).acquire_many_owned(granules)).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(Failure::InFlight),
     }
 }
 
@@ -62,6 +118,17 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.metrics.http_in_flight_bytes.decrement(f64::from(self.granules) * GRANULE as f64);
     }
+}
+
+/// The size of a body's buffer when `total` bytes of it have come: twice that, and all of it once the client has shown that it sends.
+fn capacity(total: usize, declared: Option<usize>, max: usize) -> usize {
+    let twice = total.saturating_mul(2).max(FIRST);
+    match declared {
+        Some(all) if total >= all / PROOF_PART => all,
+        Some(all) => twice.min(all),
+        None => twice.min(max),
+    }
+    .max(total)
 }
 
 /// The body of a request on its way in.
@@ -91,18 +158,18 @@ impl Inbound {
         if declared.is_some_and(|n| n > max) {
             return Err(too_large(max));
         }
-        let mut share = Share { permit: None, granules: 0, metrics: Arc::clone(&app.metrics) };
+        let mut share = Share::none(&app.metrics);
         if declared == Some(0) {
             return Ok((Bytes::new(), share));
         }
-        share.grow(app, declared.unwrap_or(FIRST.min(max))).await?;
         self.conn.body_started();
         let bytes = self.gather(app, &mut share, declared, max).await;
         self.conn.body_ended();
         Ok((bytes?, share))
     }
 
-    /// A body that comes in one piece is handed on as it is; only a second piece makes a buffer, of the declared size.
+    /// A body that comes in one piece is handed on as it is; only a second piece makes a buffer. Room is taken for bytes that are there: until
+    /// then they stand in the connection's read buffer, which is bounded by itself.
     async fn gather<B: Backend>(&mut self, app: &App<B>, share: &mut Share, declared: Option<usize>, max: usize) -> Result<Bytes, Failure> {
         let mut first = Bytes::new();
         let mut rest: Vec<u8> = Vec::new();
@@ -116,7 +183,7 @@ impl Inbound {
                 first = piece;
             } else {
                 if total > rest.capacity() {
-                    let capacity = declared.unwrap_or_else(|| (rest.capacity() * 2).clamp(FIRST.min(max), max)).max(total);
+                    let capacity = capacity(total, declared, max);
                     share.grow(app, capacity).await?;
                     rest.reserve_exact(capacity - rest.len());
                 }

@@ -33,7 +33,6 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::error::RequestError;
@@ -186,9 +185,8 @@ pub struct App<B> {
     backend: Arc<B>,
     metrics: Arc<Metrics>,
     settings: Settings,
-    /// In units of [`admit::GRANULE`].
-    in_flight: Arc<Semaphore>,
-    in_flight_total: u32,
+    room: admit::Room,
+    large_answers: ops::LargeAnswers,
     ids: RequestIds,
     started: Instant,
     draining: AtomicBool,
@@ -197,12 +195,11 @@ pub struct App<B> {
 impl<B: Backend> App<B> {
     /// A server that is not serving yet; see [`serve`].
     pub fn new(backend: Arc<B>, metrics: Arc<Metrics>, settings: Settings) -> Arc<Self> {
-        let in_flight_total = admit::granules(settings.max_in_flight).max(1);
         Arc::new(Self {
             backend,
             metrics,
-            in_flight: Arc::new(Semaphore::new(in_flight_total as usize)),
-            in_flight_total,
+            room: admit::Room::new(settings.max_in_flight),
+            large_answers: ops::LargeAnswers::default(),
             ids: RequestIds::new(),
             started: Instant::now(),
             draining: AtomicBool::new(false),

@@ -1,14 +1,22 @@
 //! Everything that is not a write: health, readiness, metrics, flush.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Query;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Uri};
 use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
 use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
+use super::admit::granules;
 use super::errors::{self, Failure};
 use super::{App, Backend, FlushOutcome};
 use crate::error::{Reason, RequestError};
@@ -42,10 +50,93 @@ pub(super) fn ready<B: Backend>(app: &App<B>) -> Response {
 }
 
 /// `GET /metrics`
-pub(super) fn metrics<B: Backend>(app: &App<B>) -> Response {
-    let mut response = Response::new(Body::from(app.metrics.render()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
-    response
+pub(super) async fn metrics<B: Backend>(app: &App<B>) -> Result<Response, Failure> {
+    let metrics = Arc::clone(&app.metrics);
+    large(app, "text/plain; version=0.0.4; charset=utf-8", move || metrics.render().into()).await
+}
+
+/// `GET /api/v1/status`
+pub(super) async fn status<B: Backend>(app: &App<B>) -> Result<Response, Failure> {
+    let backend = Arc::clone(&app.backend);
+    large(app, "application/json", move || serde_json::to_vec(&backend.status()).unwrap_or_default().into()).await
+}
+
+/// Bytes of all large answers that clients have not taken yet.
+const LARGE_TOTAL: usize = 32 << 20;
+/// What an answer may have without counting; also the piece in which a larger one goes out.
+const PIECE: usize = 64 << 10;
+
+/// Answers that may be large: they grow with the catalog, and clients may take their time to read them.
+#[derive(Debug)]
+pub(super) struct LargeAnswers {
+    /// One is made at a time: many at once would stand before everything else.
+    making: Semaphore,
+    /// In granules.
+    unread: Arc<Semaphore>,
+}
+
+impl Default for LargeAnswers {
+    fn default() -> Self {
+        Self { making: Semaphore::new(1), unread: Arc::new(Semaphore::new(granules(LARGE_TOTAL) as usize)) }
+    }
+}
+
+async fn large<B: Backend>(
+    app: &App<B>,
+    content_type: &'static str,
+    make: impl FnOnce() -> Bytes + Send + 'static,
+) -> Result<Response, Failure> {
+    let busy = || RequestError::unavailable(Reason::NotStored, "too many large answers at a time; ask again");
+    let wait = app.settings.admit_wait;
+    let Ok(Ok(_turn)) = timeout(wait, app.large_answers.making.acquire()).await else {
+        return Err(busy().into());
+    };
+    let text = match tokio::task::spawn_blocking(make).await {
+        Ok(text) => text,
+        Err(e) => match e.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_cancelled) => return Err(busy().into()),
+        },
+    };
+    let unread = if text.len() <= PIECE {
+        None
+    } else {
+        let want = granules(text.len()).min(granules(LARGE_TOTAL));
+        match timeout(wait, Arc::clone(&app.large_answers.unread).acquire_many_owned(want)).await {
+            Ok(Ok(permit)) => Some(permit),
+            _ => return Err(busy().into()),
+        }
+    };
+    let mut response = Response::new(Body::new(Pieces { rest: text, _unread: unread }));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    Ok(response)
+}
+
+/// A body that goes out piece by piece, so that it is held until the client has taken nearly all of it.
+struct Pieces {
+    rest: Bytes,
+    _unread: Option<OwnedSemaphorePermit>,
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let n = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(n)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
 }
 
 /// `POST /api/v1/flush?timeout=60s`

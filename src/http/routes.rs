@@ -156,10 +156,10 @@ async fn handle<B: Backend>(app: &App<B>, target: Target, call: &mut Call) -> Re
         Action::Flush => ops::flush(app, &call.head.uri).await,
         Action::Spec => Ok(errors::json(200, &app.backend.spec())),
         Action::Stats => Ok(errors::json(200, &app.backend.stats())),
-        Action::Status => Ok(errors::json(200, &app.backend.status())),
+        Action::Status => ops::status(app).await,
         Action::Health => Ok(ops::health(app)),
         Action::Ready => Ok(ops::ready(app)),
-        Action::Metrics => Ok(ops::metrics(app)),
+        Action::Metrics => ops::metrics(app).await,
     }
 }
 

@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::*;
 use crate::error::Reason;
 
+mod room;
+
 /// Does what the body of a write says.
 #[derive(Default)]
 struct Mock {
@@ -21,6 +23,7 @@ struct Mock {
     refuse: Mutex<Option<RequestError>>,
     flush: Mutex<Option<(FlushOutcome, Duration)>>,
     not_ready: AtomicBool,
+    status_len: Mutex<usize>,
 }
 
 impl Backend for Mock {
@@ -58,7 +61,7 @@ impl Backend for Mock {
     }
 
     fn status(&self) -> Value {
-        json!({"version": "x"})
+        json!({"version": "x".repeat((*self.status_len.lock().unwrap()).max(1))})
     }
 
     fn readiness(&self) -> Readiness {
@@ -461,31 +464,6 @@ async fn bodies_in_many_pieces_arrive_whole() {
         assert_eq!(client.post("", &body).await.status, 204);
         assert_eq!(server.last().body, body);
     }
-}
-
-#[tokio::test]
-async fn a_full_house_is_503() {
-    let server = start(|s| {
-        s.max_in_flight = 100 << 10;
-        s.max_payload_size = 1 << 20;
-        s.admit_wait = Duration::from_millis(50);
-    })
-    .await;
-    let mut holder = server.client().await;
-    holder.send("POST /api/v1/write/msgpack HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\nx").await;
-    server.until(|| server.metric("arc_http_in_flight_bytes 90112")).await;
-    let mut client = server.client().await;
-    client.post("", vec![b'x'; 20_000]).await.assert_error(503, "unavailable", Some("not_stored"));
-    assert_eq!(client.post("", vec![b'x'; 10_000]).await.status, 204, "there is room for this one");
-    client.send([CHUNKED.as_bytes(), b"4\r\nrows\r\n0\r\n\r\n"].concat()).await;
-    client.answer(false).await.unwrap().assert_error(503, "unavailable", Some("not_stored"));
-
-    holder.send(vec![b'x'; 89_999]).await;
-    assert_eq!(holder.answer(false).await.unwrap().status, 204);
-    let mut client = server.client().await;
-    assert_eq!(client.post("", vec![b'x'; 500_000]).await.status, 204, "larger than the whole: alone");
-    assert!(server.metric("arc_http_in_flight_bytes 0"));
-    assert!(server.metric("arc_http_rejected_total{reason=\"in_flight\"} 2"));
 }
 
 #[tokio::test]

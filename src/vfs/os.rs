@@ -67,7 +67,12 @@ impl Vfs for OsVfs {
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(OsFile(fs::OpenOptions::new().read(true).write(write).open(path)?)))
+        // A pipe of that name must not hold the caller up; for a regular file the flag means nothing.
+        let f = fs::OpenOptions::new().read(true).write(write).custom_flags(libc::O_NONBLOCK).open(path)?;
+        if !f.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        Ok(Arc::new(OsFile(f)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -230,6 +235,16 @@ mod tests {
             assert!(all[4096 + flat.len()..].iter().all(|b| *b == 0));
             assert_eq!(&f.map(1 << 20).unwrap()[4096..4096 + flat.len()], &flat[..]);
             assert!(w.write(&[&[1u8; 10]], (1 << 20) - 5).is_err() || engine == Engine::Pwrite);
+        }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        for path in [&pipe, dir.path()] {
+            assert_eq!(OsVfs.open(path, false).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{}", path.display());
         }
     }
 

@@ -87,7 +87,7 @@ fn read_columns(input: &mut Input<'_>, options: &DecodeOptions) -> Result<Column
     for _ in 0..pairs {
         let name = simdutf8::basic::from_utf8(input.string()?).map_err(|_| Fallback)?;
         let n = input.array()?;
-        if *rows.get_or_insert(n) != n || n > limits::MAX_ROWS_PER_TABLE {
+        if *rows.get_or_insert(n) != n || n > limits::MAX_ROWS_PER_TABLE || n.saturating_mul(pairs) > options.bounds.cells() {
             return Err(Fallback);
         }
         let is_time = name == "time";

@@ -207,6 +207,7 @@ impl Request<'_> {
             )));
         }
         check_columns(table, columns.iter().filter(|(name, _)| *name != "time").count(), self.tables.bounds())?;
+        self.tables.claim(table, rows.saturating_mul(columns.len()))?;
         self.times.clear();
         match columns.iter().find(|(name, _)| *name == "time") {
             Some((_, raw)) => self.read_times(raw).map_err(in_table)?,

@@ -34,6 +34,7 @@ impl Request<'_> {
             None => tags.iter().any(|(tag, _)| tag == name),
         };
 
+        self.tables.claim(table, tags.len() + fields.len() + 1)?;
         let (builder, budget) = self.tables.table(table)?;
         for (name, text) in &tags {
             let at = builder.column(name, true, budget)?;

@@ -436,6 +436,24 @@ fn sparse_rows_cannot_blow_up() {
 }
 
 #[test]
+fn one_byte_numbers_cannot_take_eight_times_their_bytes_without_bound() {
+    let o = with(|o| o.bounds.max_bytes = 8 << 10);
+    let most = o.bounds.cells();
+    assert_eq!(most, 4 << 10);
+    let ones = |n: usize| V::Array(vec![V::from(1); n]);
+    let column = |n: usize| m! {"m" => "t", "columns" => m!{"time" => ones(n), "v" => ones(n)}};
+    let row = || m! {"m" => "t", "t" => 1, "f" => a![1, 1, 1]};
+    let rows = |n: usize| V::Array((0..n).map(|_| row()).collect());
+    // A row has its time besides.
+    for (fits, over) in [(column(most / 2), column(most / 2 + 1)), (rows(most / 4), rows(most / 4 + 1))] {
+        assert!(run(&fits.bytes(), &o).is_ok());
+        let e = run(&over.bytes(), &o).unwrap_err();
+        assert_eq!(e.status(), 413);
+        assert!(e.message().contains("ingest.max_record_size in memory"), "{e}");
+    }
+}
+
+#[test]
 fn nesting_is_bounded() {
     let mut v = V::from(1);
     for _ in 0..limits::MAX_NESTING {
