@@ -22,7 +22,7 @@ const RESERVED_PART: u32 = 8;
 /// Largest body that may use it.
 const SMALL: usize = 1 << 20;
 /// A body gets room for all that was declared once this part of it has come.
-const PROOF_PART: usize = 8;
+const PROOF_PART: usize = 16;
 /// Least room for a body that comes in more than one piece.
 const FIRST: usize = 4 << 10;
 
@@ -63,6 +63,8 @@ impl Room {
 pub(super) struct Share {
     common: Option<OwnedSemaphorePermit>,
     reserved: Option<OwnedSemaphorePermit>,
+    /// What was declared, or has come of a body that declares nothing, may stand in the reserved part. The beginnings of large bodies would fill it.
+    declared: u32,
     granules: u32,
     metrics: Arc<Metrics>,
 }
@@ -79,8 +81,8 @@ fn join(to: &mut Option<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
 }
 
 impl Share {
-    fn none(metrics: &Arc<Metrics>) -> Self {
-        Self { common: None, reserved: None, granules: 0, metrics: Arc::clone(metrics) }
+    fn none(declared: Option<usize>, metrics: &Arc<Metrics>) -> Self {
+        Self { common: None, reserved: None, declared: granules(declared.unwrap_or(0)), granules: 0, metrics: Arc::clone(metrics) }
     }
 
     /// Makes the share at least `bytes` large, or as large as all there is in common: a body over it is alone there.
@@ -93,7 +95,7 @@ impl Share {
         }
         if let Ok(permit) = Arc::clone(&room.common).try_acquire_many_owned(more) {
             join(&mut self.common, permit);
-        } else if want <= room.small {
+        } else if want.max(self.declared) <= room.small {
             // The common part has a queue, with large bodies in it.
             join(&mut self.reserved, acquire(app, &room.reserved, more).await?);
         } else {
@@ -158,7 +160,7 @@ impl Inbound {
         if declared.is_some_and(|n| n > max) {
             return Err(too_large(max));
         }
-        let mut share = Share::none(&app.metrics);
+        let mut share = Share::none(declared, &app.metrics);
         if declared == Some(0) {
             return Ok((Bytes::new(), share));
         }

@@ -21,7 +21,8 @@ pub fn decode(body: &[u8], options: &DecodeOptions) -> Result<Decoded, RequestEr
         rewritten = scan::replace_invalid_utf8(body)?;
         &rewritten
     };
-    let mut request = Request { options, tables: Tables::new(options.bounds), json: String::new(), times: Vec::new(), depth: 0 };
+    let replaced = invalid_utf8 > 0;
+    let mut request = Request { options, tables: Tables::new(options.bounds), json: String::new(), times: Vec::new(), depth: 0, replaced };
     match Reader::new(body).peek()? {
         Head::Map(_) => request.item(body)?,
         Head::Array(_) => request.items(body)?,
@@ -43,6 +44,8 @@ pub(super) struct Request<'o> {
     pub times: Vec<i64>,
     /// Batches and arrays that the present item stands in.
     depth: usize,
+    /// Strings of the body were not UTF-8 and hold U+FFFD instead.
+    pub replaced: bool,
 }
 
 /// The parts of an item that have a meaning, unread.
@@ -113,7 +116,9 @@ fn twice<T>(key: Head<'_>) -> Result<T, RequestError> {
 }
 
 /// The pairs of a map with string keys, each key once.
-pub(super) fn pairs<'a>(raw: &'a [u8], what: &str, max: usize) -> Result<Vec<(&'a str, &'a [u8])>, RequestError> {
+///
+/// A name that held U+FFFD before is not told from one that was replaced in the same body: refused as well.
+pub(super) fn pairs<'a>(raw: &'a [u8], what: &str, max: usize, replaced: bool) -> Result<Vec<(&'a str, &'a [u8])>, RequestError> {
     let mut r = Reader::new(raw);
     let n = match r.head()? {
         Head::Map(n) => n,
@@ -129,6 +134,10 @@ pub(super) fn pairs<'a>(raw: &'a [u8], what: &str, max: usize) -> Result<Vec<(&'
             Head::Str(s) => std::str::from_utf8(s).map_err(|e| RequestError::Internal(format!("a key was not rewritten: {e}")))?,
             other => return invalid(format!("a key of '{what}' must be a string, found {}", other.name())),
         };
+        if replaced && name.contains(char::REPLACEMENT_CHARACTER) {
+            // Two such names would become one column.
+            return invalid(format!("the name '{}' in '{what}' is not valid UTF-8", shown(name)));
+        }
         out.push((name, r.raw()?));
     }
     Ok(out)
@@ -194,7 +203,7 @@ impl Request<'_> {
     fn columnar(&mut self, table: &str, raw: &[u8]) -> Result<(), RequestError> {
         let in_table = |e| within(format_args!("table '{}'", shown(table)), e);
         let max = self.options.bounds.max_columns.saturating_add(1);
-        let columns = pairs(raw, "columns", max).map_err(in_table)?;
+        let columns = pairs(raw, "columns", max, self.replaced).map_err(in_table)?;
         let rows = rows_of(table, &columns)?;
         if rows == 0 {
             return Ok(());

@@ -70,7 +70,7 @@ impl Request<'_> {
         let given = match parts.tags.map(|raw| (raw, Reader::new(raw).head())) {
             // Serializers write an absent map as nil.
             None | Some((_, Ok(Head::Nil))) => Vec::new(),
-            Some((raw, _)) => pairs(raw, "tags", max)?,
+            Some((raw, _)) => pairs(raw, "tags", max, self.replaced)?,
         };
         let mut tags: Vec<Tag<'a>> = Vec::with_capacity(given.len() + 1);
         for (name, raw) in given {
@@ -130,7 +130,9 @@ impl Request<'_> {
         let max = self.options.bounds.max_columns;
         let fields: Vec<_> = match (parts.fields, parts.f) {
             (Some(_), Some(_)) => return invalid("'fields' and 'f' stand in one row, expected one of them"),
-            (Some(raw), None) => pairs(raw, "fields", max)?.into_iter().map(|(name, raw)| (Cow::Borrowed(name), raw)).collect(),
+            (Some(raw), None) => {
+                pairs(raw, "fields", max, self.replaced)?.into_iter().map(|(name, raw)| (Cow::Borrowed(name), raw)).collect()
+            }
             (None, Some(raw)) => elements(raw, max)?,
             (None, None) => return invalid("neither 'columns' nor 'fields' nor 'f' is given: there is nothing to store"),
         };

@@ -82,6 +82,24 @@ async fn small_bodies_do_not_queue_behind_large_ones() {
 }
 
 #[tokio::test]
+async fn the_beginnings_of_large_bodies_leave_the_reserved_part_alone() {
+    let server = small_house().await;
+    let mut begun = Vec::new();
+    for _ in 0..20 {
+        let mut client = server.client().await;
+        client.send("POST /api/v1/write/msgpack HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n").await;
+        for _ in 0..2 {
+            client.send(vec![b'x'; 2000]).await;
+            sleep(Duration::from_millis(5)).await;
+        }
+        begun.push(client);
+    }
+    server.until(|| server.metrics.render().contains("arc_http_rejected_total{reason=\"in_flight\"}")).await;
+    let mut client = server.client().await;
+    assert_eq!(client.post("", vec![b'x'; 10_000]).await.status, 204);
+}
+
+#[tokio::test]
 async fn large_answers_wait_for_their_readers_only_within_bounds() {
     let server = start(|s| s.admit_wait = Duration::from_millis(50)).await;
     *server.backend.status_len.lock().unwrap() = 12 << 20;

@@ -304,11 +304,21 @@ fn invalid_utf8_is_replaced_and_counted() {
     assert_eq!(d.invalid_utf8, 2);
     assert_eq!(cells(&d, "s"), ["\"a\u{fffd}\"", "\"ok\"", "\"a\u{fffd}\""]);
     assert_eq!(cells(&d, "b")[0], "b[255]");
-    let d = ok(m! {"m" => bad(), "h" => bad(), "tags" => m!{bad() => bad()}, "fields" => m!{"f" => bad()}});
-    assert_eq!((d.invalid_utf8, d.tables[0].table.as_str()), (5, "a\u{fffd}"));
+    let d = ok(m! {"m" => bad(), "h" => bad(), "tags" => m!{"g" => bad()}, "fields" => m!{"f" => bad()}});
+    assert_eq!((d.invalid_utf8, d.tables[0].table.as_str()), (4, "a\u{fffd}"));
     // Halves of one character in neighbouring strings.
     let halves = columns(m! {"s" => a![V::Raw(vec![0xa1, 0xc3]), V::Raw(vec![0xa1, 0xa9])]});
     assert_eq!(ok(halves).invalid_utf8, 2);
+}
+
+/// Replaced, two names would become one column.
+#[test]
+fn column_names_that_are_not_utf8_are_refused() {
+    let bad = || V::Raw(vec![0xa2, b'a', 0xff]);
+    refused(columns(m! {bad() => a![1]}), &["'columns'", "not valid UTF-8"]);
+    refused(m! {"m" => "t", "tags" => m!{bad() => "x"}, "fields" => m!{"f" => 1}}, &["'tags'", "not valid UTF-8"]);
+    refused(m! {"m" => "t", "fields" => m!{bad() => 1}}, &["'fields'", "not valid UTF-8"]);
+    ok(columns(m! {"a\u{fffd}" => a![1]}));
 }
 
 #[test]
