@@ -10,8 +10,8 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::format::file_header::{FileHeader, FileKind};
 use crate::format::manifest::Entry;
-use crate::format::record::RecordHeader;
-use crate::format::scan::Label;
+use crate::format::record::{RecordHeader, RecordKind};
+use crate::format::scan::{Found, Label, Scanner};
 use crate::types::{LogId, Sequence};
 use crate::vfs::{DirEntry, File, GroupWriter, Mapping, SyncMode};
 use crate::wal::manifest::{Manifest, ManifestState};
@@ -61,6 +61,26 @@ fn edit_header(path: &Path, f: impl FnOnce(&mut FileHeader)) {
         f(&mut h);
         b[..FILE_HEADER_BYTES].copy_from_slice(&h.encode_file());
     });
+}
+
+/// What recovery declares as the end of the newest segment must not cover a pad that is torn: the next recovery would call it damage.
+#[test]
+fn a_torn_pad_behind_the_last_mark_is_no_damage_later() {
+    let dir = build();
+    edit(&seg(dir.path(), 3), |b| {
+        let (h, _) = FileHeader::parse_file(&b[..FILE_HEADER_BYTES], FileKind::Segment).unwrap();
+        let found: Vec<_> = Scanner::new(b, h.salt, FILE_HEADER_BYTES as u64, b.len() as u64).collect();
+        let mark = found.iter().find_map(|x| match x {
+            Found::Record(r) if r.kind == RecordKind::Mark => Some(r.offset as usize + r.record_len()),
+            _ => None,
+        });
+        b[mark.unwrap()..][..64].fill(7);
+    });
+    for _ in 0..3 {
+        let (o, seen) = reopen(small(dir.path())).unwrap();
+        assert_eq!(seen, ALL);
+        assert_eq!(o.manifest.state.damage, [], "{:?}", o.report.findings);
+    }
 }
 
 /// Every file under `dir` with its bytes.

@@ -17,6 +17,20 @@ pub struct FileBytes {
     pub unreadable: Vec<u64>,
 }
 
+/// How often a block is read before it counts as unreadable: a device or a network may fail once.
+const TRIES: usize = 3;
+
+fn read_block(f: &dyn File, block: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut last = read_full(f, block, offset);
+    for _ in 1..TRIES {
+        if last.is_ok() {
+            break;
+        }
+        last = read_full(f, block, offset);
+    }
+    last
+}
+
 /// Reads the first `len` bytes of `f` into `into` (reused between files).
 ///
 /// # Errors
@@ -37,7 +51,7 @@ pub fn read_file(f: &dyn File, into: &mut FileBytes) -> io::Result<()> {
             Err(_) => {
                 for (i, block) in dst.chunks_mut(BLOCK).enumerate() {
                     let offset = (at + i * BLOCK) as u64;
-                    if read_full(f, block, offset).is_err() {
+                    if read_block(f, block, offset).is_err() {
                         block.fill(0);
                         into.unreadable.push(offset);
                     }
@@ -66,7 +80,7 @@ pub fn header_of(f: &dyn File, kind: FileKind) -> HeaderCopies {
     let mut head = vec![0u8; FILE_HEADER_BYTES];
     let mut n = 0;
     for block in head.chunks_mut(BLOCK) {
-        n += read_full(f, block, n as u64).unwrap_or(BLOCK);
+        n += read_block(f, block, n as u64).unwrap_or(BLOCK);
     }
     head.truncate(n.min(FILE_HEADER_BYTES));
     FileHeader::parse_file(&head, kind)

@@ -19,7 +19,7 @@ use super::shared::{LogSettings, SealedSegment, Shared, Watermarks, lock};
 use crate::clock::SharedClock;
 use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind, HeaderError};
 use crate::format::manifest::Entry;
-use crate::format::record::{RecordHeader, RecordKind, pad_len};
+use crate::format::record::{RecordHeader, RecordKind};
 use crate::format::scan::{Finding, Known, Label, Scanner, Verdict};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::metrics::Metrics;
@@ -447,7 +447,8 @@ fn cut_at_floor(v: &Verdict, bytes: &FileBytes) -> Newest {
     if tail.is_empty() {
         end = end.max(v.end);
     }
-    Newest { end: end + pad_len(end) as u64, tail }
+    // Not rounded up: the pad behind the last record may be torn, and what is declared is taken for durable from here on.
+    Newest { end, tail }
 }
 
 /// Why a log could not be opened.

@@ -27,7 +27,7 @@ fn script(seed: u64, engine: Engine) -> World {
     World::new(seed, m)
 }
 
-const LIFE: Boot = Boot { steps: 900, load: 150, drain: true };
+const LIFE: Boot = Boot { steps: 500, load: 200, drain: true };
 
 /// Stops at the point, starts again and stops within that start, starts again and looks.
 fn cut_at(seed: u64, engine: Engine, point: Point, fate: u64) -> Result<(), String> {
@@ -65,7 +65,7 @@ fn matrix(engine: Engine, seed: u64) {
     for c in 0..puts {
         points.extend([false, true].map(|after| Point::Store(c, after)));
     }
-    let stride = if full.is_some() { 1 } else { (points.len() / 60).max(1) };
+    let stride = if full.is_some() { 1 } else { (points.len() / 40).max(1) };
     let started = Instant::now();
     let (mut runs, mut failed) = (0, Vec::new());
     for (i, point) in points.iter().enumerate() {

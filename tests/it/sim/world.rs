@@ -277,12 +277,16 @@ impl World {
     fn open(&mut self, clock: &SharedClock) -> Result<Result<Running_, Ended>, String> {
         let store: Arc<dyn Sink> = Arc::new(self.store.clone());
         let metrics = Metrics::new();
+        let read_errors = |d: &SimDisk| d.injected().get("read error").copied().unwrap_or(0);
+        let before = read_errors(&self.disk);
         let opened = node::open(&self.disk.vfs(), self.machine.node(), clock, Arc::clone(&metrics), |_| Ok(store), &mut |_| {});
         if self.disk.is_off() {
             return Ok(Err(Ended::Off));
         }
         let node: Node = match opened {
             Ok(n) => n,
+            // What could not be read may be readable the next time.
+            Err(NodeError::Log(OpenError::Refused(_))) if read_errors(&self.disk) > before => return Ok(Err(Ended::NotOpened)),
             Err(NodeError::Log(OpenError::Refused(why))) => return Err(format!("the log is refused: {why}")),
             Err(NodeError::Log(OpenError::Locked(p))) => return Err(format!("{} is locked", p.display())),
             Err(NodeError::Log(e @ OpenError::Io { .. })) => {
