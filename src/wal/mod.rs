@@ -21,6 +21,8 @@ pub use queue::{AppendError, Appender, Completion};
 pub use shared::{SealedSegment, Shared, Watermarks};
 
 #[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
