@@ -76,13 +76,13 @@ impl MemoryDisk {
         Self(Arc::new(Inner { tree: Mutex::new(tree), hook: Mutex::new(None) }))
     }
 
-    #[allow(dead_code)]
+    #[cfg(feature = "shuttle")]
     /// Asked before every call; an errno makes it fail with nothing done.
     pub(crate) fn set_hook(&self, hook: impl FnMut(DiskCall, &Path) -> Option<i32> + Send + 'static) {
         *self.0.hook.lock().unwrap() = Some(Box::new(hook));
     }
 
-    #[allow(dead_code)]
+    #[cfg(feature = "shuttle")]
     /// What of each file has been synced.
     pub(crate) fn synced(&self) -> Vec<(PathBuf, Vec<u8>)> {
         self.0.tree.lock().unwrap().files.iter().map(|(p, c)| (p.clone(), c.lock().unwrap().synced.clone())).collect()

@@ -24,5 +24,7 @@ pub use shared::{SealedSegment, Shared, Watermarks};
 pub(crate) mod memory;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle_tests;
 #[cfg(test)]
 mod tests;

@@ -3,12 +3,13 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::files;
 use super::shared::{Shared, lock};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::sync::{Condvar, Mutex};
 use crate::vfs::{File, SyncMode, Vfs, is_no_space};
 
 /// A prepared file under a temporary name.
@@ -145,15 +146,18 @@ impl Preallocator {
         self.publish(&s);
     }
 
+    /// The length of the spare that is to be prepared.
+    fn due(&self, s: &State) -> Option<u64> {
+        let data = s.wanted.max(self.shared.settings.segment_data).next_multiple_of(BLOCK as u64);
+        let len = FILE_HEADER_BYTES as u64 + data;
+        (!s.stop && s.ready.as_ref().is_none_or(|r| r.len < len)).then_some(len)
+    }
+
     /// Prepares one spare if one is wanted; true when something was done. A failure is remembered and retried.
     pub fn step(&self) -> bool {
         let (len, from_pool, n) = {
             let mut s = lock(&self.state);
-            let data = s.wanted.max(self.shared.settings.segment_data).next_multiple_of(BLOCK as u64);
-            let len = FILE_HEADER_BYTES as u64 + data;
-            if s.ready.as_ref().is_some_and(|r| r.len >= len) || s.stop {
-                return false;
-            }
+            let Some(len) = self.due(&s) else { return false };
             // INVARIANT(spare-kept): an ordinary spare goes only for an oversized one that stands, or that the log's size limit would
             // refuse beside it: on a full disk it is what the active segment can still be sealed with.
             let total = self.shared.total_bytes() + len;
@@ -228,7 +232,8 @@ impl Preallocator {
             if s.stop {
                 return;
             }
-            if !worked {
+            // A spare that was taken since the step: its notification has found nobody.
+            if !worked && (s.failure.is_some() || self.due(&s).is_none()) {
                 let wait = if s.failure.is_some() { Duration::from_millis(200) } else { Duration::from_secs(5) };
                 drop(self.changed.wait_timeout(s, wait).unwrap_or_else(PoisonError::into_inner));
             }
