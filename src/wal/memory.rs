@@ -76,7 +76,6 @@ impl MemoryDisk {
         Self(Arc::new(Inner { tree: Mutex::new(tree), hook: Mutex::new(None) }))
     }
 
-    #[cfg(feature = "shuttle")]
     /// Asked before every call; an errno makes it fail with nothing done.
     pub(crate) fn set_hook(&self, hook: impl FnMut(DiskCall, &Path) -> Option<i32> + Send + 'static) {
         *self.0.hook.lock().unwrap() = Some(Box::new(hook));

@@ -24,6 +24,8 @@ pub use shared::{SealedSegment, Shared, Watermarks};
 pub(crate) mod memory;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod prealloc_tests;
 #[cfg(all(test, feature = "shuttle"))]
 mod shuttle_tests;
 #[cfg(test)]
