@@ -12,6 +12,10 @@ check:
 test:
     cargo test
 
+# The commit queue, catalog and preallocator under many orders of their events; ARC_SHUTTLE_SCHEDULES sets how many.
+shuttle:
+    cargo test --features shuttle --lib shuttle_tests
+
 # The built server as a process: kills, power cuts, full disks, failed syncs, an outside reader (tests/system/run --help).
 system:
     tests/system/run

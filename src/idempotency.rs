@@ -4,7 +4,7 @@
 //! neither a wall clock that jumps nor a long stop shortens or lengthens the window.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -15,6 +15,7 @@ use crate::clock::SharedClock;
 use crate::error::Reason;
 use crate::format::manifest::StoredKey;
 use crate::format::payload::KeyEntry;
+use crate::sync::Mutex;
 use crate::types::Sequence;
 use crate::wal::shared::lock;
 

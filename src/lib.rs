@@ -40,6 +40,7 @@ pub mod limits;
 pub mod types;
 pub mod error;
 pub mod clock;
+pub mod sync;
 
 pub mod config;
 pub mod metrics;

@@ -10,7 +10,7 @@
 
 mod fold;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use tokio::sync::Notify;
@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use crate::batch::{Column, ValidBatch, Values};
 use crate::error::RequestError;
 use crate::format::manifest::{ColumnEntry, PlanColumn, TableEntry};
+use crate::sync::Mutex;
 use crate::types::{ColumnType, Sequence, int_fits_f64};
 
 /// A column as the log defines it.

@@ -1,10 +1,11 @@
 //! What requests ask of the compactor and what it tells them.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, sleep};
 use crate::types::Sequence;
 use crate::wal::Shared;
 use crate::wal::shared::lock;
@@ -171,7 +172,8 @@ impl Control {
         let target = self.shared.watermarks().durable;
         let (files, rows) = (self.files.load(Ordering::Relaxed), self.rows.load(Ordering::Relaxed));
         self.request(target);
-        let deadline = tokio::time::Instant::now() + timeout;
+        let over = sleep(timeout);
+        tokio::pin!(over);
         loop {
             let changed = self.shared.progress.notified();
             tokio::pin!(changed);
@@ -181,8 +183,10 @@ impl Control {
                 let since = |c: &AtomicU64, before| c.load(Ordering::Relaxed).saturating_sub(before);
                 return Shipped::Done { files: since(&self.files, files), rows: since(&self.rows, rows), through };
             }
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return Shipped::TimedOut { through: self.committed_through(), target };
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = &mut over => return Shipped::TimedOut { through: self.committed_through(), target },
             }
         }
     }

@@ -18,6 +18,8 @@ pub mod worker;
 #[cfg(test)]
 mod worker_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tests;
 
 pub use columns::SchemaColumn;

@@ -1,6 +1,6 @@
 //! The backend of the server: decodes, validates, appends, waits for the sync; and says how the log is doing.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -19,6 +19,7 @@ use crate::error::{Reason, RequestError};
 use crate::format::manifest::Entry;
 use crate::idempotency::{Begin, Keys, body_hash, key_id};
 use crate::metrics::Metrics;
+use crate::sync::Mutex;
 use crate::types::{ColumnType, TimeUnit};
 use crate::wal::recover::Progress;
 use crate::wal::shared::{Blocked, lock};

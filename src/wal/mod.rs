@@ -21,6 +21,12 @@ pub use queue::{AppendError, Appender, Completion};
 pub use shared::{SealedSegment, Shared, Watermarks};
 
 #[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod prealloc_tests;
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle_tests;
 #[cfg(test)]
 mod tests;

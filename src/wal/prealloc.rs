@@ -3,12 +3,13 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::files;
 use super::shared::{Shared, lock};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::sync::{Condvar, Mutex};
 use crate::vfs::{File, SyncMode, Vfs, is_no_space};
 
 /// A prepared file under a temporary name.
@@ -30,6 +31,8 @@ struct State {
     /// A spare is being made.
     trying: bool,
     pool: Vec<(PathBuf, u64)>,
+    /// Files that could be neither moved nor removed: they take room until a start removes them.
+    stuck: Vec<(PathBuf, u64)>,
     next: u64,
     stop: bool,
 }
@@ -101,59 +104,76 @@ impl Preallocator {
     fn publish(&self, s: &State) {
         let mut seg = lock(&self.shared.segments);
         seg.spare = (usize::from(s.ready.is_some()), s.ready.as_ref().map_or(0, |r| r.len));
-        seg.pool = (s.pool.len(), s.pool.iter().map(|p| p.1).sum());
+        seg.pool = (s.pool.len(), s.pool.iter().chain(&s.stuck).map(|p| p.1).sum());
         self.shared.recount(&seg);
     }
 
     /// Takes a released segment's file into the pool, or removes it. The caller has made the release durable; nothing maps the
-    /// file any more when `reusable`. The directory is synced here.
+    /// file any more when `reusable`. The directory is synced here. Only one thread, the compactor's, may give.
     ///
     /// # Errors
     /// Of the filesystem.
     pub fn give(&self, path: PathBuf, len: u64, id: u64, reusable: bool) -> io::Result<()> {
         let dir = &self.shared.settings.directory;
-        let mut s = lock(&self.state);
         let keep = reusable
             && len == self.shared.settings.segment_len()
-            && s.pool.len() < self.shared.settings.pool
+            && lock(&self.state).pool.len() < self.shared.settings.pool
             && !self.shared.reserve_spent();
         let to = dir.join(files::POOL).join(files::pool_name(id));
-        // One that cannot be moved is removed.
-        if keep && self.vfs.rename(&path, &to).is_ok() {
-            self.vfs.sync_dir(&dir.join(files::POOL))?;
-            self.vfs.sync_dir(dir)?;
-            s.pool.push((to, len));
-        } else {
-            match self.vfs.remove(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
+        // Nothing is locked during the syncs: the committer wants its spare.
+        let given = if keep && self.vfs.rename(&path, &to).is_ok() {
+            let synced = self.vfs.sync_dir(&dir.join(files::POOL)).and_then(|()| self.vfs.sync_dir(dir));
+            let mut s = lock(&self.state);
+            // Without the syncs the file may come back under its old name: it is not written again.
+            if synced.is_ok() {
+                s.pool.push((to, len))
+            } else {
+                s.stuck.push((to, len))
             }
-            self.vfs.sync_dir(dir)?;
-        }
-        self.publish(&s);
-        drop(s);
+            synced
+        } else {
+            // One that cannot be moved is removed.
+            match self.vfs.remove(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    lock(&self.state).stuck.push((path, len));
+                    Err(e)
+                }
+                _ => self.vfs.sync_dir(dir),
+            }
+        };
+        self.publish(&lock(&self.state));
         self.changed.notify_all();
-        Ok(())
+        given
+    }
+
+    /// Removes a file that nobody will use; one that cannot be removed still counts.
+    fn discard(&self, s: &mut State, path: PathBuf, len: u64) {
+        if self.vfs.remove(&path).is_err_and(|e| e.kind() != io::ErrorKind::NotFound) {
+            s.stuck.push((path, len));
+        }
     }
 
     /// Removes all pooled files, for their blocks.
     pub fn empty_pool(&self) {
         let mut s = lock(&self.state);
-        for (p, _) in std::mem::take(&mut s.pool) {
-            let _ = self.vfs.remove(&p);
+        for (p, len) in std::mem::take(&mut s.pool) {
+            self.discard(&mut s, p, len);
         }
         self.publish(&s);
+    }
+
+    /// The length of the spare that is to be prepared.
+    fn due(&self, s: &State) -> Option<u64> {
+        let data = s.wanted.max(self.shared.settings.segment_data).next_multiple_of(BLOCK as u64);
+        let len = FILE_HEADER_BYTES as u64 + data;
+        (!s.stop && s.ready.as_ref().is_none_or(|r| r.len < len)).then_some(len)
     }
 
     /// Prepares one spare if one is wanted; true when something was done. A failure is remembered and retried.
     pub fn step(&self) -> bool {
         let (len, from_pool, n) = {
             let mut s = lock(&self.state);
-            let data = s.wanted.max(self.shared.settings.segment_data).next_multiple_of(BLOCK as u64);
-            let len = FILE_HEADER_BYTES as u64 + data;
-            if s.ready.as_ref().is_some_and(|r| r.len >= len) || s.stop {
-                return false;
-            }
+            let Some(len) = self.due(&s) else { return false };
             // INVARIANT(spare-kept): an ordinary spare goes only for an oversized one that stands, or that the log's size limit would
             // refuse beside it: on a full disk it is what the active segment can still be sealed with.
             let total = self.shared.total_bytes() + len;
@@ -179,6 +199,11 @@ impl Preallocator {
                 s.failure = None;
             }
             Err((e, f)) => {
+                if let Some((p, len)) = from_pool {
+                    // Under its old name or its new one.
+                    let at = if self.vfs.open(&p, false).is_ok() { p } else { path };
+                    self.discard(&mut s, at, len);
+                }
                 if s.failure != Some(f) {
                     tracing::warn!(error = %e, "no spare segment can be prepared: {f:?}");
                     self.shared.set_last_error(format!("preparing a spare segment: {e}"));
@@ -228,7 +253,8 @@ impl Preallocator {
             if s.stop {
                 return;
             }
-            if !worked {
+            // A spare that was taken since the step: its notification has found nobody.
+            if !worked && (s.failure.is_some() || self.due(&s).is_none()) {
                 let wait = if s.failure.is_some() { Duration::from_millis(200) } else { Duration::from_secs(5) };
                 drop(self.changed.wait_timeout(s, wait).unwrap_or_else(PoisonError::into_inner));
             }

@@ -1,8 +1,7 @@
 //! The way into the log: requests queue records here, the committer takes them in groups.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -10,6 +9,8 @@ use tokio::sync::oneshot;
 use super::shared::{Blocked, Shared, lock};
 use crate::error::{Reason, RequestError};
 use crate::format::payload::EncodedRecord;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::types::Sequence;
 
 /// Most records that may wait for the committer.
@@ -219,7 +220,7 @@ impl Appender {
         tokio::select! {
             biased;
             r = &mut outcome => return r.unwrap_or(lost),
-            () = tokio::time::sleep(self.shared.settings.queue_timeout) => {}
+            () = crate::sync::sleep(self.shared.settings.queue_timeout) => {}
         }
         if ticket.claim(CANCELLED) {
             let e = AppendError::NotStored(self.why_waiting());

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::clock::SharedClock;
 use crate::error::{Reason, RequestError};
 use crate::metrics::{Metrics, SegmentState};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::types::{LogId, Sequence};
 
 use super::queue::Queue;
@@ -217,6 +218,8 @@ impl Shared {
     /// Wakes threads that wait for watermarks, so that they look at other state.
     pub fn nudge(&self) {
         self.watermarks_changed.notify_all();
+        // The committer looks at flags that are not behind this lock and then waits: it must not do so in between.
+        drop(lock(&self.queue));
         self.queue_ready.notify_all();
         self.progress.notify_waiters();
     }

@@ -1,7 +1,7 @@
 //! What tests of the log, and of what reads it, build logs with.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Appender;
@@ -11,6 +11,7 @@ use crate::batch::{TableBatch, ValidBatch};
 use crate::clock::SystemClock;
 use crate::format::payload::{EncodedRecord, PayloadView, encode};
 use crate::metrics::Metrics;
+use crate::sync::Mutex;
 use crate::types::Sequence;
 use crate::vfs::{Engine, OsVfs, SyncMode, Vfs};
 
