@@ -16,7 +16,7 @@ use arc_ingest::compact::control::Control;
 use arc_ingest::compact::plan::{Bounds, PlanSettings};
 use arc_ingest::compact::worker::{Compactor, Settings, Work};
 use arc_ingest::format::manifest::PlanWriter;
-use arc_ingest::format::payload::{KeyEntry, PayloadView, encode};
+use arc_ingest::format::payload::{EncodedRecord, KeyEntry, PayloadView, encode};
 use arc_ingest::idempotency::Keys;
 use arc_ingest::metrics::Metrics;
 use arc_ingest::sink::{ObjectInfo, Published, PutSmall, Sink, SinkResult, Staged};
@@ -182,6 +182,11 @@ impl Batch {
     /// The rows as they come out.
     pub fn rows(&self) -> Vec<(i64, String)> {
         (0..self.rows).map(|i| (self.id, format!("{i}{}", text(self.id, i, self.len)))).collect()
+    }
+
+    /// As the first record of its table.
+    pub fn record(&self) -> EncodedRecord {
+        encode(&ValidBatch::new("db".into(), vec![self.table()]).unwrap(), None, true, 0, 1 << 26).unwrap()
     }
 
     fn table(&self) -> TableBatch {
@@ -383,6 +388,12 @@ impl Core {
     pub fn rotate(&mut self) {
         self.shared.request_seal(self.shared.watermarks().durable);
         self.settle();
+    }
+
+    /// The committer alone seals the active segment.
+    pub fn rotate_only(&mut self) {
+        self.shared.request_seal(self.shared.watermarks().durable);
+        while self.committer.step() == Step::Worked {}
     }
 
     /// Steps the compactor until `done`; false when it will not be.

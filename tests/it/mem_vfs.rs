@@ -6,7 +6,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arc_ingest::vfs::{DirEntry, Engine, File, GroupWriter, Mapping, SyncMode, Vfs};
@@ -27,25 +27,58 @@ struct MemFile {
 
 /// Counts down the operations that change something; from the last one on everything fails.
 #[derive(Debug)]
-struct Plug(AtomicI64);
+struct Plug {
+    left: AtomicI64,
+    used: AtomicU64,
+    read: AtomicU64,
+    /// The next sync fails, once.
+    bad_sync: AtomicBool,
+    /// Bytes that all files may have together.
+    room: AtomicU64,
+    taken: AtomicU64,
+}
 
 impl Default for Plug {
     fn default() -> Self {
-        Self(AtomicI64::new(i64::MAX))
+        Self {
+            left: AtomicI64::new(i64::MAX),
+            used: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            bad_sync: AtomicBool::new(false),
+            room: AtomicU64::new(u64::MAX),
+            taken: AtomicU64::new(0),
+        }
     }
 }
 
 impl Plug {
     fn is_pulled(&self) -> bool {
-        self.0.load(Ordering::Relaxed) <= 0
+        self.left.load(Ordering::Relaxed) <= 0
     }
 
     fn use_one(&self) -> io::Result<()> {
-        if self.0.fetch_sub(1, Ordering::Relaxed) <= 1 {
-            self.0.store(0, Ordering::Relaxed);
+        self.used.fetch_add(1, Ordering::Relaxed);
+        if self.left.fetch_sub(1, Ordering::Relaxed) <= 1 {
+            self.left.store(0, Ordering::Relaxed);
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         Ok(())
+    }
+
+    fn resize(&self, from: usize, to: usize) -> io::Result<()> {
+        let taken = self.taken.load(Ordering::Relaxed) + to as u64 - from as u64;
+        if to > from && taken > self.room.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.taken.store(taken, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for MemFile {
+    fn drop(&mut self) {
+        let len = self.contents.get_mut().unwrap().now.len() as u64;
+        self.plug.taken.fetch_sub(len, Ordering::Relaxed);
     }
 }
 
@@ -64,7 +97,26 @@ fn not_found(path: &Path) -> io::Error {
 impl MemVfs {
     /// The `n`th operation from here on that changes something fails, and all after it.
     pub fn pull_the_plug_after(&self, n: u32) {
-        self.plug.0.store(i64::from(n), Ordering::Relaxed);
+        self.plug.left.store(i64::from(n), Ordering::Relaxed);
+    }
+
+    /// Operations so far that changed something.
+    pub fn operations(&self) -> u64 {
+        self.plug.used.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes_read(&self) -> u64 {
+        self.plug.read.load(Ordering::Relaxed)
+    }
+
+    pub fn fail_next_sync(&self) {
+        self.plug.bad_sync.store(true, Ordering::Relaxed);
+    }
+
+    /// From here on there is room for `more` bytes beyond those of the files that are there.
+    pub fn room(&self, more: u64) {
+        let room = self.plug.taken.load(Ordering::Relaxed).saturating_add(more);
+        self.plug.room.store(room, Ordering::Relaxed);
     }
 
     /// The disk after a crash: everything synced, and of each sector written since what `keep` says.
@@ -95,6 +147,7 @@ impl MemVfs {
     }
 
     pub fn put(&self, path: &Path, bytes: Vec<u8>) {
+        self.plug.taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let contents = Mutex::new(Contents { synced: bytes.clone(), now: bytes });
         let file = MemFile { contents, plug: Arc::clone(&self.plug) };
         self.files.lock().unwrap().insert(path.to_path_buf(), Arc::new(file));
@@ -115,7 +168,12 @@ impl MemVfs {
 
     /// Changes the bytes of a file in place.
     pub fn edit(&self, path: &Path, f: impl FnOnce(&mut Vec<u8>)) {
-        f(&mut self.files.lock().unwrap()[path].contents.lock().unwrap().now);
+        let files = self.files.lock().unwrap();
+        let mut c = files[path].contents.lock().unwrap();
+        let before = c.now.len() as u64;
+        f(&mut c.now);
+        let taken = self.plug.taken.load(Ordering::Relaxed) + c.now.len() as u64 - before;
+        self.plug.taken.store(taken, Ordering::Relaxed);
     }
 
     /// Every file with its bytes.
@@ -164,7 +222,7 @@ impl Vfs for MemVfs {
         if files.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let f = Arc::new(MemFile { plug: Arc::clone(&self.plug), ..MemFile::default() });
+        let f = Arc::new(MemFile { contents: Mutex::default(), plug: Arc::clone(&self.plug) });
         files.insert(path.to_path_buf(), Arc::clone(&f));
         Ok(f)
     }
@@ -214,6 +272,7 @@ impl File for MemFile {
         let from = (offset as usize).min(c.now.len());
         let n = buf.len().min(c.now.len() - from);
         buf[..n].copy_from_slice(&c.now[from..from + n]);
+        self.plug.read.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }
 
@@ -225,6 +284,7 @@ impl File for MemFile {
         let mut c = self.contents.lock().unwrap();
         let end = offset as usize + all.len();
         if c.now.len() < end {
+            self.plug.resize(c.now.len(), end)?;
             c.now.resize(end, 0);
         }
         c.now[offset as usize..end].copy_from_slice(&all);
@@ -234,6 +294,9 @@ impl File for MemFile {
 
     fn sync(&self, _mode: SyncMode) -> io::Result<()> {
         self.plug.use_one()?;
+        if self.plug.bad_sync.swap(false, Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let mut c = self.contents.lock().unwrap();
         let Contents { now, synced } = &mut *c;
         synced.clone_from(now);
@@ -247,7 +310,9 @@ impl File for MemFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.plug.use_one()?;
-        self.contents.lock().unwrap().now.resize(len as usize, 0);
+        let mut c = self.contents.lock().unwrap();
+        self.plug.resize(c.now.len(), len as usize)?;
+        c.now.resize(len as usize, 0);
         Ok(())
     }
 
