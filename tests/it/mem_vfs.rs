@@ -17,6 +17,8 @@ const SECTOR: usize = 512;
 struct Contents {
     now: Vec<u8>,
     synced: Vec<u8>,
+    /// What a failed sync left in memory: marked clean, so that a later sync does not write it.
+    clean: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -148,7 +150,7 @@ impl MemVfs {
 
     pub fn put(&self, path: &Path, bytes: Vec<u8>) {
         self.plug.taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let contents = Mutex::new(Contents { synced: bytes.clone(), now: bytes });
+        let contents = Mutex::new(Contents { synced: bytes.clone(), now: bytes, clean: None });
         let file = MemFile { contents, plug: Arc::clone(&self.plug) };
         self.files.lock().unwrap().insert(path.to_path_buf(), Arc::new(file));
     }
@@ -294,12 +296,19 @@ impl File for MemFile {
 
     fn sync(&self, _mode: SyncMode) -> io::Result<()> {
         self.plug.use_one()?;
+        let mut c = self.contents.lock().unwrap();
+        let Contents { now, synced, clean } = &mut *c;
         if self.plug.bad_sync.swap(false, Ordering::Relaxed) {
+            *clean = Some(now.clone());
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let mut c = self.contents.lock().unwrap();
-        let Contents { now, synced } = &mut *c;
-        synced.clone_from(now);
+        synced.resize(now.len(), 0);
+        for (i, (new, old)) in now.chunks(SECTOR).zip(synced.chunks_mut(SECTOR)).enumerate() {
+            let marked = clean.as_ref().and_then(|c| c.get(i * SECTOR..i * SECTOR + new.len()));
+            if marked != Some(new) {
+                old.copy_from_slice(new);
+            }
+        }
         Ok(())
     }
 
