@@ -120,3 +120,27 @@ fn a_log_put_back_from_a_copy_doubles_nothing() {
         assert!(rows.iter().all(|r| expected.contains(r)), "{what}");
     }
 }
+
+/// The mark of the last group was written and not synced when the power went: whatever arrived of it, over what an earlier use of
+/// the file left, is no damage, to the first recovery or the next.
+#[test]
+fn a_torn_mark_is_no_damage_to_a_later_recovery() {
+    let l = build(Left::Marked);
+    let s = &l.segments[l.newest()];
+    let mark = s.records.iter().rfind(|r| r.kind == Kind::Mark).unwrap().at;
+    for lost in (0usize..256).step_by(if exhaustive() { 1 } else { 9 }).chain([254, 255]) {
+        for older in [false, true] {
+            let vfs = l.vfs.fork();
+            vfs.edit(&s.path, |b| {
+                for at in (0..8).filter(|k| lost & (1 << k) != 0).map(|k| k * 512) {
+                    b[mark + at..mark + at + 512].copy_from_slice(if older { &l.old[0].1[DATA + at..DATA + at + 512] } else { &[0; 512] });
+                }
+            });
+            for round in 0..3 {
+                let c = Core::open(&vfs, &l.sink.fork(), &l.clock, settings(DATA_AREA)).unwrap();
+                assert!(!c.report.is_damaged(), "lost {lost:b}, older {older}, recovery {round}: {:?}", c.report.findings);
+                assert_eq!(c.seen.len(), l.acked.len());
+            }
+        }
+    }
+}
