@@ -235,7 +235,7 @@ pub fn judge(known: Known, found: &[Found]) -> Verdict {
                 bad = Some((bad.map_or(*from, |(f, _, _)| f), (*to).min(limit), why));
             }
             Found::Record(h) => {
-                let expected = v.last_sequence + 1;
+                let expected = v.last_sequence.saturating_add(1);
                 // What the record says about the sequences in front of it.
                 let before = if h.kind.numbered() { h.sequence.saturating_sub(1) } else { h.sequence };
                 if torn {
@@ -296,7 +296,7 @@ pub fn judge(known: Known, found: &[Found]) -> Verdict {
 
 /// The last bad region, with no valid record behind it.
 fn tail(v: &mut Verdict, bad: Option<(u64, u64, Why)>, known: Known, floor: Sequence) {
-    let expected = v.last_sequence + 1;
+    let expected = v.last_sequence.saturating_add(1);
     let data_start = crate::limits::FILE_HEADER_BYTES as u64;
     if let Some((end, last)) = known.declared {
         if let Some((from, to, why)) = bad {
