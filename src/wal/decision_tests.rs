@@ -408,6 +408,27 @@ fn damage_is_set_aside_and_counted_once_or_refused_as_configured() {
     }
 }
 
+/// A power cut while the last mark was written, in a recycled segment: its first sector is new, the others are old.
+#[test]
+fn a_torn_tail_is_not_taken_for_damage_by_the_recovery_after_the_next() {
+    let clean = build();
+    for keep in [0, 64, 512, 4000] {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = |name: &str| std::fs::copy(clean.path().join(name), dir.path().join(name)).unwrap();
+        let names = OsVfs.list(clean.path()).unwrap();
+        names.iter().filter(|e| e.is_file && e.name != files::LOCK).for_each(|e| drop(copy(&e.name)));
+        // The record's group has the first block, the mark's the second.
+        let mark = FILE_HEADER_BYTES + BLOCK;
+        edit(&seg(dir.path(), 3), |b| b[mark + keep..mark + BLOCK].fill(0xee));
+        let strict = || LogSettings { set_aside_damage: false, ..small(dir.path()) };
+        for round in 0..3 {
+            let (o, seen) = reopen(strict()).unwrap_or_else(|e| panic!("{keep} bytes of the mark, round {round}: {e}"));
+            assert_eq!(seen, ALL);
+            assert!(!o.report.is_damaged() && o.manifest.state.damage.is_empty(), "{:?}", o.report.findings);
+        }
+    }
+}
+
 #[test]
 fn scratch_files_are_removed_and_foreign_names_left_alone() {
     let dir = build();
