@@ -63,6 +63,10 @@ fn dir() -> &'static Path {
 }
 
 fn file(payloads: &[(RecordKind, Vec<u8>)]) -> Vec<u8> {
+    let mut group = Vec::new();
+    if !payloads.is_empty() {
+        put_group(&mut group, payloads, FILE_HEADER_BYTES as u64, SALT, 1, 0, 0);
+    }
     let header = FileHeader {
         kind: FileKind::Manifest,
         minor: 0,
@@ -73,14 +77,10 @@ fn file(payloads: &[(RecordKind, Vec<u8>)]) -> Vec<u8> {
         first_sequence: 1,
         salt: SALT,
         epoch: 1,
-        file_len: 1 << 20,
+        file_len: (FILE_HEADER_BYTES + group.len()) as u64,
         predecessor: None,
     };
     let mut out = header.encode_file();
-    let mut group = Vec::new();
-    if !payloads.is_empty() {
-        put_group(&mut group, payloads, FILE_HEADER_BYTES as u64, SALT, 1, 0, 0);
-    }
     out.extend(group);
     out
 }

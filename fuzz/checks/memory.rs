@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use arc_ingest::clock::Clock;
+use arc_ingest::format::file_header::{FileHeader, FileKind};
 use arc_ingest::format::payload::EncodedRecord;
-use arc_ingest::limits::BLOCK;
+use arc_ingest::limits::{BLOCK, FILE_HEADER_BYTES};
 use arc_ingest::types::{LogId, Sequence};
 use arc_ingest::vfs::{DirEntry, Engine, File, GroupWriter, Mapping, SyncMode, Vfs};
 use arc_ingest::wal::Appender;
@@ -58,12 +59,14 @@ impl MemVfs {
         }
     }
 
-    /// Cuts the zeros behind what was written, by blocks: a manifest grows into a megabyte of them, which takes long to scan.
+    /// Cuts the zeros behind what was written of a manifest: it grows into a megabyte of them, which takes long to scan.
     pub fn trim(&self, path: &Path) {
-        if let Some(f) = lock(&self.0).files.get(path) {
-            let mut c = lock(&f.0);
-            c.len = (c.bytes.len().next_multiple_of(BLOCK)) as u64;
-        }
+        let Some(f) = lock(&self.0).files.get(path).cloned() else { return };
+        let mut c = lock(&f.0);
+        let Ok((mut h, _)) = FileHeader::parse_file(&c.bytes[..FILE_HEADER_BYTES.min(c.bytes.len())], FileKind::Manifest) else { return };
+        c.len = (c.bytes.len().next_multiple_of(BLOCK)) as u64;
+        h.file_len = c.len;
+        c.bytes[..FILE_HEADER_BYTES].copy_from_slice(&h.encode_file());
     }
 
     /// Every file with its bytes.

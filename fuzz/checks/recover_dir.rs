@@ -136,13 +136,15 @@ fn make(u: &mut Unstructured<'_>) -> Made {
         entries.push(Entry::Durable { sequence: m.durable, running_ms: 7 });
     }
     let payloads: Vec<(RecordKind, Vec<u8>)> = entries.iter().map(|e| (RecordKind::Entry, e.encode().unwrap())).collect();
-    m.manifest = header(FileKind::Manifest, 1, 1, 60, 1 << 20, None).encode_file();
+    m.manifest = vec![0; FILE_HEADER_BYTES];
     let mut group = Vec::new();
     let next = put_group(&mut group, &payloads, FILE_HEADER_BYTES as u64, 60, 1, 0, 0);
     m.manifest.extend(group);
     put(&mut m.manifest, RecordKind::Mark, next - 1, next - 1, &[], 60, 0);
     pad(&mut m.manifest, next - 1, next - 1, 60);
     m.manifest.resize(m.manifest.len() + BLOCK, 0);
+    let header = header(FileKind::Manifest, 1, 1, 60, m.manifest.len() as u64, None);
+    m.manifest[..FILE_HEADER_BYTES].copy_from_slice(&header.encode_file());
     m
 }
 
