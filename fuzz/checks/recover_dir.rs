@@ -114,8 +114,8 @@ fn make(u: &mut Unstructured<'_>) -> Made {
             m.durable = sequence;
         }
         let end = file.len() as u64;
-        if one_in(u, 4) {
-            // What an older generation of the file left behind.
+        if released > 0 && one_in(u, 4) {
+            // What an older generation of the file left behind: it was released.
             put(&mut file, RecordKind::Write, 1, 0, b"older", 30, 0);
             file.resize(file.len().next_multiple_of(BLOCK), 0);
         }

@@ -414,9 +414,9 @@ fn a_torn_tail_is_not_taken_for_damage_by_the_recovery_after_the_next() {
     let clean = build();
     for keep in [0, 64, 512, 4000] {
         let dir = tempfile::tempdir().unwrap();
-        let copy = |name: &str| std::fs::copy(clean.path().join(name), dir.path().join(name)).unwrap();
-        let names = OsVfs.list(clean.path()).unwrap();
-        names.iter().filter(|e| e.is_file && e.name != files::LOCK).for_each(|e| drop(copy(&e.name)));
+        for e in OsVfs.list(clean.path()).unwrap().iter().filter(|e| e.is_file && e.name != files::LOCK) {
+            std::fs::copy(clean.path().join(&e.name), dir.path().join(&e.name)).unwrap();
+        }
         // The record's group has the first block, the mark's the second.
         let mark = FILE_HEADER_BYTES + BLOCK;
         edit(&seg(dir.path(), 3), |b| b[mark + keep..mark + BLOCK].fill(0xee));
