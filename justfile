@@ -20,6 +20,10 @@ shuttle:
 system:
     tests/system/run
 
+# Every fuzz target for its share of the seconds (needs cargo-fuzz). What the fuzzers left behind is replayed by `cargo test --test it corpus`.
+fuzz SECONDS="600":
+    fuzz/run {{SECONDS}}
+
 # Measures the Parquet encoder.
 bench:
     cargo bench

@@ -235,14 +235,15 @@ pub fn judge(known: Known, found: &[Found]) -> Verdict {
                 bad = Some((bad.map_or(*from, |(f, _, _)| f), (*to).min(limit), why));
             }
             Found::Record(h) => {
-                let expected = v.last_sequence + 1;
+                let expected = v.last_sequence.saturating_add(1);
                 // What the record says about the sequences in front of it.
                 let before = if h.kind.numbered() { h.sequence.saturating_sub(1) } else { h.sequence };
                 if torn {
                     behind(&mut v, h);
                     continue;
                 }
-                if before < v.last_sequence {
+                // Of a sequence 0, which no log has, one would be kept after the other.
+                if before < v.last_sequence || h.kind.numbered() && h.sequence <= v.last_sequence {
                     v.findings.push(Finding {
                         label: Label::Repeated,
                         from: h.offset,
@@ -254,7 +255,7 @@ pub fn judge(known: Known, found: &[Found]) -> Verdict {
                     continue;
                 }
                 if let Some((from, to, why)) = bad.take() {
-                    let missing = (before >= expected).then_some((expected, before));
+                    let missing = (before > v.last_sequence).then_some((expected, before));
                     if missing.is_some() && expected > floor && declared_last.is_none() {
                         torn = true;
                         push(&mut v, Label::Torn, from, to, None, &why);
@@ -296,13 +297,13 @@ pub fn judge(known: Known, found: &[Found]) -> Verdict {
 
 /// The last bad region, with no valid record behind it.
 fn tail(v: &mut Verdict, bad: Option<(u64, u64, Why)>, known: Known, floor: Sequence) {
-    let expected = v.last_sequence + 1;
+    let expected = v.last_sequence.saturating_add(1);
     let data_start = crate::limits::FILE_HEADER_BYTES as u64;
     if let Some((end, last)) = known.declared {
         if let Some((from, to, why)) = bad {
-            let missing = (last >= expected).then_some((expected, last));
+            let missing = (last > v.last_sequence).then_some((expected, last));
             push(v, if missing.is_some() { Label::Damaged } else { Label::DamagedPad }, from, to, missing, &why);
-        } else if last >= expected {
+        } else if last > v.last_sequence {
             push(v, Label::Damaged, end, end, Some((expected, last)), &Why::Header);
         }
         v.last_sequence = v.last_sequence.max(last);
@@ -310,7 +311,7 @@ fn tail(v: &mut Verdict, bad: Option<(u64, u64, Why)>, known: Known, floor: Sequ
         return;
     }
     v.end = v.end.max(data_start);
-    if expected <= floor {
+    if v.last_sequence < floor {
         // A mark or a successor says more was durable than can be found.
         let (from, to, why) = bad.unwrap_or((v.end, v.end, Why::Header));
         push(v, Label::Damaged, from, to, Some((expected, floor)), &why);
@@ -551,6 +552,21 @@ mod tests {
         let v = run(&f);
         assert_eq!((labels(&v), writes(&v)), (vec![Label::Repeated], vec![1, 2, 3]));
         assert_eq!(v.findings[0].missing, None);
+    }
+
+    #[test]
+    fn sequences_at_both_ends_of_their_range_end_the_scan_without_a_panic() {
+        let mut f = vec![0u8; FILE_HEADER_BYTES];
+        put(&mut f, RecordKind::Write, 0, 0, b"none has this");
+        put(&mut f, RecordKind::Write, 0, 0, b"again");
+        put(&mut f, RecordKind::Write, u64::MAX, u64::MAX, b"the last");
+        put(&mut f, RecordKind::Write, u64::MAX, u64::MAX, b"again");
+        pad(&mut f, u64::MAX, u64::MAX);
+        let v = run(&f);
+        assert_eq!((writes(&v), v.last_sequence), (vec![u64::MAX], u64::MAX));
+        assert_eq!(labels(&v), vec![Label::Repeated, Label::Repeated, Label::Damaged, Label::Repeated]);
+        let found: Vec<_> = Scanner::new(&f[..FILE_HEADER_BYTES], SALT, 0, u64::MAX).collect();
+        judge(Known { first_sequence: u64::MAX, declared: Some((u64::MAX, u64::MAX)), floor: u64::MAX }, &found);
     }
 
     #[test]

@@ -20,7 +20,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -163,14 +162,19 @@ impl ConnState {
     }
 }
 
+/// The two ways of a connection's bytes: a socket, or in tests a pipe in memory.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
 /// A socket that reports its bytes.
 #[derive(Debug)]
-pub(super) struct Watched {
-    pub(super) socket: TcpStream,
+pub(super) struct Watched<S> {
+    pub(super) socket: S,
     pub(super) state: Arc<ConnState>,
 }
 
-impl AsyncRead for Watched {
+impl<S: Stream> AsyncRead for Watched<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -182,7 +186,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: Stream> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(cx, buf)
     }
@@ -217,10 +221,11 @@ pub(super) enum Ended {
 
 /// A hyper connection, as much of it as [`drive`] needs.
 pub(super) trait Http: Unpin {
+    type Socket: Stream;
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>>;
     /// Finish the request under way, then close.
     fn finish(&mut self);
-    fn into_io(self) -> Watched;
+    fn into_io(self) -> Watched<Self::Socket>;
 }
 
 /// Runs a connection to its end. It is asked to finish when `drain` turns true.
@@ -276,7 +281,7 @@ fn poll_due(state: &ConnState, mut timer: Pin<&mut Sleep>, armed: &mut u64, cx: 
 
 /// Says that nothing more will be sent, then reads on until the client has closed too. Closing a socket with unread
 /// bytes resets the connection, and a reset may overtake the answer.
-async fn discard(mut socket: TcpStream) {
+async fn discard(mut socket: impl Stream) {
     let reading = async {
         socket.shutdown().await?;
         let mut buf = vec![0; 16 << 10];

@@ -40,7 +40,7 @@ use crate::metrics::Metrics;
 use crate::types::{Sequence, TimeUnit};
 
 pub use routes::{ROUTES, RouteRow, Tier};
-pub use server::{Served, listen, serve};
+pub use server::{Served, listen, serve, serve_stream};
 
 /// Limits of the server; the configuration's `server.*` and `ingest.max_in_flight`.
 #[derive(Clone, Debug)]

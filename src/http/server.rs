@@ -11,12 +11,13 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::conn::{ConnState, Ended, Http, Part, Watched, drive};
+use super::conn::{ConnState, Ended, Http, Part, Stream, Watched, drive};
 use super::routes::{ConnService, router};
 use super::{App, Backend};
 use crate::metrics::{Metrics, Rejected};
@@ -61,13 +62,23 @@ pub struct Served {
     pub aborted: usize,
 }
 
-/// Serves `listener` until `shutdown` ends, then lets requests under way finish, for `shutdown_timeout` at most.
-pub async fn serve<B: Backend>(listener: TcpListener, app: Arc<App<B>>, shutdown: impl Future<Output = ()>) -> Served {
-    let router = router(&app);
+fn protocol() -> Builder {
     let mut http = Builder::new();
     // Heads, bodies and idle connections are timed by `conn`.
     http.header_read_timeout(None).half_close(true).keep_alive(true).max_buf_size(READ_BUFFER).max_header_size(MAX_HEAD);
+    http
+}
 
+/// Serves one connection to its end, over anything that carries bytes: what a listener's connections go through, for tests that
+/// have none.
+pub async fn serve_stream<B: Backend>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: &Arc<App<B>>) {
+    let (_drain, drained) = watch::channel(false);
+    connection(stream, &protocol(), router(app), app, drained).await;
+}
+
+/// Serves `listener` until `shutdown` ends, then lets requests under way finish, for `shutdown_timeout` at most.
+pub async fn serve<B: Backend>(listener: TcpListener, app: Arc<App<B>>, shutdown: impl Future<Output = ()>) -> Served {
+    let (router, http) = (router(&app), protocol());
     let slots = Arc::new(Semaphore::new(app.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let (drain, drained) = watch::channel(false);
     let mut connections = JoinSet::new();
@@ -90,7 +101,13 @@ pub async fn serve<B: Backend>(listener: TcpListener, app: Arc<App<B>>, shutdown
             log_join(ended);
         }
         let (http, router, app, drained) = (http.clone(), router.clone(), Arc::clone(&app), drained.clone());
-        connections.spawn(async move { connection(socket, slot, &http, router, &app, drained).await });
+        connections.spawn(async move {
+            if let Err(error) = socket.set_nodelay(true) {
+                tracing::debug!(%error, "no TCP_NODELAY");
+            }
+            connection(socket, &http, router, &app, drained).await;
+            drop(slot);
+        });
     }
 
     app.draining.store(true, Ordering::Relaxed);
@@ -158,18 +175,14 @@ impl Drop for Open<'_> {
 }
 
 async fn connection<B: Backend>(
-    socket: TcpStream,
-    slot: OwnedSemaphorePermit,
+    socket: impl Stream + Send + 'static,
     http: &Builder,
     router: Router,
     app: &App<B>,
     drain: watch::Receiver<bool>,
 ) {
     app.metrics.http_connections.increment(1.0);
-    let open = Open(&app.metrics);
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%error, "no TCP_NODELAY");
-    }
+    let _open = Open(&app.metrics);
     let state = ConnState::new(&app.settings);
     let service = ConnService { router, state: Arc::clone(&state) };
     let io = TokioIo::new(Watched { socket, state: Arc::clone(&state) });
@@ -184,22 +197,23 @@ async fn connection<B: Backend>(
         }
         Ended::TooSlow(_) | Ended::Done | Ended::Cut => {}
     }
-    drop(open);
-    drop(slot);
 }
 
-struct Http1(Connection<TokioIo<Watched>, ConnService>);
+struct Http1<S: Stream>(Connection<TokioIo<Watched<S>>, ConnService>);
 
-impl Http for Http1 {
+impl<S: Stream> Http for Http1<S> {
+    type Socket = S;
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_without_shutdown(cx)
+        // With the shutdown: without it hyper is done while the end of the last answer still waits for room in the socket.
+        Pin::new(&mut self.0).poll(cx)
     }
 
     fn finish(&mut self) {
         Pin::new(&mut self.0).graceful_shutdown();
     }
 
-    fn into_io(self) -> Watched {
+    fn into_io(self) -> Watched<S> {
         self.0.into_parts().io.into_inner()
     }
 }
@@ -207,6 +221,29 @@ impl Http for Http1 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Settings;
+    use crate::http::tests::Mock;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn the_last_answer_is_whole_however_slowly_it_is_read() {
+        let app = App::new(Arc::<Mock>::default(), Metrics::new(), Settings::default());
+        for request in ["GET /health HTTP/1.0\r\n\r\n", "GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "no HTTP\r\n\r\n"]
+        {
+            let (mut client, socket) = tokio::io::duplex(16);
+            let server = tokio::spawn({
+                let app = Arc::clone(&app);
+                async move { serve_stream(socket, &app).await }
+            });
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            server.await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("half a head: {answer:?}"));
+            let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).unwrap();
+            assert_eq!(length.parse(), Ok(body.len()), "{answer:?}");
+        }
+    }
 
     #[tokio::test]
     async fn a_burst_of_connections_waits_and_is_not_dropped() {

@@ -18,7 +18,7 @@ mod room;
 
 /// Does what the body of a write says.
 #[derive(Default)]
-struct Mock {
+pub(super) struct Mock {
     seen: Mutex<Vec<WriteRequest>>,
     refuse: Mutex<Option<RequestError>>,
     flush: Mutex<Option<(FlushOutcome, Duration)>>,

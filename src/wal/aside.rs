@@ -35,3 +35,12 @@ pub fn damage_entry(segment: u64, x: &Finding) -> Entry {
     let (first_missing, last_missing) = x.missing.unwrap_or((0, 0));
     Entry::Damage { segment, from: x.from, to: x.to, label: x.label.name().into(), first_missing, last_missing }
 }
+
+/// Whether both say the same: how far a bad place reaches depends on whether the segment had a successor when it was looked at.
+pub fn is_same_damage(a: &Entry, b: &Entry) -> bool {
+    let what = |e: &Entry| match e {
+        Entry::Damage { segment, from, first_missing, last_missing, .. } => Some((*segment, *from, *first_missing, *last_missing)),
+        _ => None,
+    };
+    what(a).is_some() && what(a) == what(b)
+}

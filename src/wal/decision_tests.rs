@@ -408,6 +408,44 @@ fn damage_is_set_aside_and_counted_once_or_refused_as_configured() {
     }
 }
 
+/// How far the place reaches is seen differently once the segment has a successor.
+#[test]
+fn a_lost_tail_is_counted_once_with_and_without_a_successor() {
+    let dir = build();
+    let (o, _) = reopen(small(dir.path())).unwrap();
+    let log = Running::start(o);
+    assert_eq!(log.append(3, 1), 4);
+    log.manifest.lock().unwrap().append(vec![Entry::Durable { sequence: 4, running_ms: 0 }], &[]).unwrap();
+    drop(log);
+    edit(&seg(dir.path(), 4), |b| b[FILE_HEADER_BYTES..].fill(0xee));
+    for round in 0..3 {
+        let (o, _) = reopen(small(dir.path())).unwrap();
+        assert_eq!(o.report.findings[0].finding.missing, Some((4, 4)), "{:?}", o.report.findings);
+        assert_eq!(o.manifest.state.damage.len(), 1, "round {round}: {:?}", o.manifest.state.damage);
+    }
+}
+
+/// A power cut while the last mark was written, in a recycled segment: its first sector is new, the others are old.
+#[test]
+fn a_torn_tail_is_not_taken_for_damage_by_the_recovery_after_the_next() {
+    let clean = build();
+    for keep in [0, 64, 512, 4000] {
+        let dir = tempfile::tempdir().unwrap();
+        for e in OsVfs.list(clean.path()).unwrap().iter().filter(|e| e.is_file && e.name != files::LOCK) {
+            std::fs::copy(clean.path().join(&e.name), dir.path().join(&e.name)).unwrap();
+        }
+        // The record's group has the first block, the mark's the second.
+        let mark = FILE_HEADER_BYTES + BLOCK;
+        edit(&seg(dir.path(), 3), |b| b[mark + keep..mark + BLOCK].fill(0xee));
+        let strict = || LogSettings { set_aside_damage: false, ..small(dir.path()) };
+        for round in 0..3 {
+            let (o, seen) = reopen(strict()).unwrap_or_else(|e| panic!("{keep} bytes of the mark, round {round}: {e}"));
+            assert_eq!(seen, ALL);
+            assert!(!o.report.is_damaged() && o.manifest.state.damage.is_empty(), "{:?}", o.report.findings);
+        }
+    }
+}
+
 #[test]
 fn scratch_files_are_removed_and_foreign_names_left_alone() {
     let dir = build();

@@ -89,7 +89,7 @@ impl ManifestState {
                 self.running_ms = self.running_ms.max(running_ms);
             }
             Entry::Plan(p) => {
-                self.next_plan = self.next_plan.max(p.plan + 1);
+                self.next_plan = self.next_plan.max(p.plan.saturating_add(1));
                 for i in &p.inputs {
                     self.newest_segment = self.newest_segment.max(i.segment);
                 }
@@ -119,7 +119,7 @@ impl ManifestState {
                 if let Some(p) = self.plans.get_mut(&plan) {
                     p.shipped = true;
                 }
-                self.next_plan = self.next_plan.max(plan + 1);
+                self.next_plan = self.next_plan.max(plan.saturating_add(1));
             }
             Entry::Catalog { tables, .. } => {
                 for t in tables {
@@ -130,7 +130,7 @@ impl ManifestState {
                 self.released_segment = self.released_segment.max(segment);
                 if segment > 0 {
                     // The newest segment is never released. Nothing released says nothing: a manifest is made before the first segment.
-                    self.newest_segment = self.newest_segment.max(segment + 1);
+                    self.newest_segment = self.newest_segment.max(segment.saturating_add(1));
                 }
                 self.released = self.released.max(last_sequence);
             }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::aside::{damage_entry, keep_bytes};
+use super::aside::{damage_entry, is_same_damage, keep_bytes};
 use super::commit::{Activation, Active, Committer, activate};
 use super::files;
 use super::manifest::{Loaded, Manifest, ManifestError, ManifestState, load, put_group};
@@ -79,7 +79,7 @@ pub struct ManifestSummary {
 /// What the successor of the newest segment is made from.
 #[derive(Debug)]
 struct Newest {
-    /// End behind the group of F.
+    /// Its declared end to be.
     end: u64,
     /// Records above F, to be copied: payload, header.
     tail: Vec<(RecordHeader, Vec<u8>)>,
@@ -568,7 +568,7 @@ fn act(
     state.epoch += 1;
     for f in report.findings.iter().filter(|f| f.finding.label.is_damage()) {
         let e = damage_entry(f.segment, &f.finding);
-        if !state.damage.contains(&e) {
+        if !state.damage.iter().any(|d| is_same_damage(d, &e)) {
             state.damage.push(e);
             metrics.wal_damage_findings_total.increment(1);
         }

@@ -4,6 +4,7 @@
 mod accepted;
 mod bad_inputs;
 mod core;
+mod corpus;
 mod damage;
 mod exactly_once;
 mod golden;

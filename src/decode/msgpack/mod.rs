@@ -55,3 +55,8 @@ pub fn decode(body: &[u8], options: &DecodeOptions) -> Result<Decoded, RequestEr
         Err(fast::Fallback) => generic::decode(body, options),
     }
 }
+
+/// What each decoder says of `body`: `fast` (None: it gives up), `generic`. For tests of the invariant above; a server calls [`decode`].
+pub fn decode_with_both(body: &[u8], options: &DecodeOptions) -> (Option<Decoded>, Result<Decoded, RequestError>) {
+    (fast::decode(body, options).ok(), generic::decode(body, options))
+}
