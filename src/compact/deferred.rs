@@ -16,9 +16,10 @@ use crate::format::file_header::{FORMAT_MINOR, FileHeader, FileKind};
 use crate::format::manifest::{Entry, Plan};
 use crate::format::payload::PayloadView;
 use crate::format::record::{RecordHeader, RecordKind, record_len};
-use crate::format::scan::{Found, Scanner};
+use crate::format::scan::{Finding, Found, Label, Scanner, Why};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use crate::vfs::{Mapping, SyncMode, is_no_space};
+use crate::wal::aside::keep_bytes;
 use crate::wal::files;
 use crate::wal::reader::{FileBytes, read_file, read_header};
 
@@ -119,7 +120,10 @@ impl Compactor {
             let Some(plan) = self.manifest.state.plans.get(&k).map(|p| p.plan.clone()) else { continue };
             let path = self.shared.settings.directory.join(files::SIDE).join(files::deferred_name(k, n));
             let slices = match self.side_slices(&plan, n, &path) {
-                Ok(s) => s,
+                Ok((slices, lost)) => {
+                    self.record_lost(lost)?;
+                    slices
+                }
                 Err(e) => {
                     self.trouble(&format!("{}: {e}", path.display()));
                     continue;
@@ -145,7 +149,15 @@ impl Compactor {
         Ok(false)
     }
 
-    fn side_slices(&self, plan: &Plan, n: u32, path: &std::path::Path) -> io::Result<Slices> {
+    /// INVARIANT(rot-is-kept) for side segments.
+    fn record_lost(&mut self, lost: Vec<Entry>) -> Result<(), Trouble> {
+        let new: Vec<Entry> = lost.into_iter().filter(|e| !self.manifest.state.damage.contains(e)).collect();
+        self.shared.metrics.wal_damage_findings_total.increment(new.len() as u64);
+        self.append(new, &[])
+    }
+
+    /// The slices of a side segment, and the damage in it. What was lost before its records moved here was reported then.
+    fn side_slices(&self, plan: &Plan, n: u32, path: &std::path::Path) -> io::Result<(Slices, Vec<Entry>)> {
         let o = plan.outputs.get(n as usize).ok_or_else(|| io::Error::other("the plan has no such output"))?;
         let schema = plan.schemas.get(o.schema as usize).ok_or_else(|| io::Error::other("the plan has no such schema"))?;
         let (len, header) = read_header(&*self.vfs, path, FileKind::Segment)?;
@@ -155,8 +167,28 @@ impl Compactor {
         read_file(&*self.vfs.open(path, false)?, &mut bytes)?;
         let map = Mapping::Memory(bytes.bytes.into());
         let mut list = Vec::new();
+        let mut lost = Vec::new();
         for found in Scanner::new(&map, header.salt, FILE_HEADER_BYTES as u64, len) {
-            let Found::Record(r) = found else { continue };
+            let r = match found {
+                Found::Record(r) => r,
+                // Behind the last record the file is rounded up to a block.
+                Found::Bad { from, to, why: Why::Zero } if to == len && to - from < BLOCK as u64 => continue,
+                Found::Bad { from, to, why } => {
+                    let (expected, found) = (why.expected(), why.found());
+                    tracing::error!(side = %path.display(), offset = from, expected, found, "damage in a side segment");
+                    let x = Finding { label: Label::Damaged, from, to, missing: None, expected, found };
+                    keep_bytes(&*self.vfs, &self.shared.settings.directory, path, len, header.salt, &x)?;
+                    lost.push(Entry::Damage {
+                        segment: 0,
+                        from,
+                        to,
+                        label: "damaged_side".into(),
+                        first_missing: o.first_sequence,
+                        last_missing: o.last_sequence,
+                    });
+                    continue;
+                }
+            };
             if r.kind != RecordKind::Write {
                 continue;
             }
@@ -169,14 +201,14 @@ impl Compactor {
             }
         }
         let rows: u64 = list.iter().map(|s| u64::from(s.rows())).sum();
-        if rows != o.rows {
+        if rows > o.rows {
             return Err(io::Error::other(format!("it holds {rows} rows of this output, the plan says {}", o.rows)));
         }
         let mut outputs = vec![Vec::new(); plan.outputs.len()];
         if let Some(x) = outputs.get_mut(n as usize) {
             *x = list;
         }
-        Ok(Slices { mapped: Mapped::single(map), outputs, findings: Vec::new(), unparsable: Vec::new() })
+        Ok((Slices { mapped: Mapped::single(map), outputs, findings: Vec::new(), unparsable: Vec::new() }, lost))
     }
 
     /// Tells requests which tables have too much waiting, and removes side segments that nothing names any more.

@@ -284,31 +284,29 @@ pub fn resume(vfs: &dyn Vfs, segments: &[Arc<SealedSegment>], catalog: &Catalog,
     let mut g = gather(catalog);
     let s = scan(vfs, segments, plan.first_sequence, plan.last_sequence, None, &mut g)?;
     let mut outputs = vec![Vec::new(); plan.outputs.len()];
-    let by_key: HashMap<OutputKey, usize> = plan
-        .outputs
-        .iter()
-        .enumerate()
-        .filter_map(|(n, o)| {
-            let x = plan.schemas.get(o.schema as usize)?;
-            let key = OutputKey {
-                database: x.database.as_str().into(),
-                table: x.table.as_str().into(),
-                version: x.version as usize,
-                hour: o.hour,
-            };
-            Some((key, n))
-        })
-        .collect();
+    // By sequence, not by schema version: the record that widened a column may have rotted since, and with it where the version began.
+    let mut by_place: HashMap<(&str, &str, Hour), Vec<usize>> = HashMap::new();
+    for (n, o) in plan.outputs.iter().enumerate() {
+        if let Some(x) = plan.schemas.get(o.schema as usize) {
+            by_place.entry((&x.database, &x.table, o.hour)).or_default().push(n);
+        }
+    }
+    let mut unparsable = s.unparsable;
     for (key, d) in g.drafts {
-        match by_key.get(&key).and_then(|n| outputs.get_mut(*n)) {
-            Some(list) => *list = d.slices,
-            None => {
-                return Err(io::Error::other(format!(
-                    "plan {} has no output for table '{}' of database '{}', hour {}, schema version {}",
-                    plan.plan, key.table, key.database, key.hour, key.version
-                )));
+        let there = by_place.get(&(&*key.database, &*key.table, key.hour)).map_or(&[][..], Vec::as_slice);
+        for slice in d.slices {
+            let covers = |n: &&usize| plan.outputs.get(**n).is_some_and(|o| (o.first_sequence..=o.last_sequence).contains(&slice.sequence));
+            match there.iter().find(covers).and_then(|n| outputs.get_mut(*n)) {
+                Some(list) => list.push(slice),
+                None => {
+                    let why = format!("plan {} was made without this record, which could not be read then", plan.plan);
+                    unparsable.push((slice.sequence, slice.segment as usize, slice.offset, slice.len, why));
+                }
             }
         }
     }
-    Ok(Slices { mapped: s.mapped, outputs, findings: s.findings, unparsable: s.unparsable })
+    for list in &mut outputs {
+        list.sort_by_key(|s: &SliceRef| s.sequence);
+    }
+    Ok(Slices { mapped: s.mapped, outputs, findings: s.findings, unparsable })
 }

@@ -9,11 +9,14 @@ use super::name::Layout;
 use super::plan::{Bounds, PlanSettings};
 use super::quarantine;
 use super::worker::{Compactor, Settings, Work};
-use crate::batch::{TableBatch, ValidBatch};
+use crate::batch::{Column, TableBatch, ValidBatch, Values};
 use crate::catalog::Catalog;
 use crate::clock::SystemClock;
+use crate::format::file_header::{FileHeader, FileKind};
 use crate::format::manifest::{Entry, PlanWriter};
 use crate::format::payload::{PayloadView, encode};
+use crate::format::record::RecordKind;
+use crate::format::scan::{Found, Scanner};
 use crate::idempotency::Keys;
 use crate::metrics::Metrics;
 use crate::sink::{LocalSink, Sink};
@@ -32,6 +35,7 @@ struct Core {
     prealloc: Arc<Preallocator>,
     compactor: Compactor,
     appender: Appender,
+    catalog: Arc<Catalog>,
     lake: PathBuf,
     _lock: Box<dyn std::any::Any + Send + Sync>,
 }
@@ -64,7 +68,12 @@ impl Core {
             settings,
             clock.clone(),
             Metrics::new(),
-            &mut |v| catalog.fold(v.header.sequence, &PayloadView::parse(v.payload).unwrap()).unwrap(),
+            &mut |v| {
+                let p = PayloadView::parse(v.payload).unwrap();
+                let folded =
+                    if v.behind_loss { catalog.fold_behind_loss(v.header.sequence, &p) } else { catalog.fold(v.header.sequence, &p) };
+                folded.unwrap();
+            },
             &mut |_| {},
         )
         .unwrap();
@@ -96,7 +105,7 @@ impl Core {
             vfs,
             sink,
             o.manifest,
-            catalog,
+            Arc::clone(&catalog),
             Keys::new(Duration::from_secs(60), 10, clock),
             Arc::clone(&o.prealloc),
             compact,
@@ -108,6 +117,7 @@ impl Core {
             committer: o.committer,
             prealloc: o.prealloc,
             compactor,
+            catalog,
             lake,
             _lock: o.lock,
         }
@@ -115,7 +125,10 @@ impl Core {
 
     /// Appends one row to each of `tables`, all at one time stamp.
     fn append(&mut self, time: i64, tables: &[&str]) -> Sequence {
-        let tables = tables.iter().map(|t| TableBatch { table: (*t).into(), time: vec![time], columns: vec![] }).collect();
+        self.append_batch(tables.iter().map(|t| TableBatch { table: (*t).into(), time: vec![time], columns: vec![] }).collect())
+    }
+
+    fn append_batch(&mut self, tables: Vec<TableBatch>) -> Sequence {
         let r = encode(&ValidBatch::new("db".into(), tables).unwrap(), None, true, 0, 1 << 20).unwrap();
         let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let appender = self.appender.clone();
@@ -249,6 +262,117 @@ fn a_stopped_output_that_pins_the_log_moves_to_a_side_segment() {
     let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
     assert!(c.ship());
     assert_eq!(c.rows(), 2 * rows as u64);
+}
+
+/// Flips a bit in the payload of the record with this sequence, wherever it stands in a file in `dir`.
+fn rot(dir: &Path, sequence: Sequence) {
+    for e in OsVfs.list(dir).unwrap().into_iter().filter(|e| e.name.ends_with(".wal")) {
+        let f = OsVfs.open(&dir.join(&e.name), true).unwrap();
+        let bytes = crate::vfs::read_all(&*f).unwrap();
+        let (h, _) = FileHeader::parse_file(&bytes, FileKind::Segment).unwrap();
+        for x in Scanner::new(&bytes, h.salt, crate::limits::FILE_HEADER_BYTES as u64, bytes.len() as u64) {
+            if let Found::Record(r) = x
+                && (r.kind, r.sequence) == (RecordKind::Write, sequence)
+            {
+                let at = r.offset + 66;
+                f.write_all_at(&[&[bytes[at as usize] ^ 1]], at).unwrap();
+                return;
+            }
+        }
+    }
+    panic!("no record {sequence} in {}", dir.display());
+}
+
+/// A record that rots in a side segment is lost to the lake, reported, its bytes kept; the others of the output are published.
+#[test]
+fn rot_in_a_side_segment_costs_only_the_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    let mut rows = 0;
+    let blocker = dir.path().join("lake/db/a");
+    std::fs::create_dir_all(dir.path().join("lake/db")).unwrap();
+    std::fs::write(&blocker, b"").unwrap();
+    while c.shared.backlog().0 <= 64 << 10 {
+        c.append(rows, &["a"]);
+        rows += 1;
+    }
+    assert!(c.ship(), "{:?}", c.shared.last_error());
+    drop(c);
+    rot(&dir.path().join("wal/side"), 3);
+    std::fs::remove_file(&blocker).unwrap();
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    for _ in 0..10 {
+        c.compactor.step();
+    }
+    assert_eq!((c.control.deferred().outputs, c.rows()), (0, rows as u64 - 1), "{:?}", c.shared.last_error());
+    let seen = &c.compactor.manifest.state.damage;
+    assert!(matches!(&seen[..], [Entry::Damage { segment: 0, label, .. }] if label == "damaged_side"), "{seen:?}");
+    let kept = OsVfs.list(&dir.path().join("wal/side")).unwrap();
+    assert!(matches!(&kept[..], [e] if e.name.ends_with("-damaged.bin")), "{kept:?}");
+}
+
+/// A record that rots between the plan and its moving aside is reported once and does not hold up the rest for ever.
+#[test]
+fn an_output_that_lost_a_record_before_it_was_deferred_is_published_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    let mut rows = 0;
+    let blocker = dir.path().join("lake/db/a");
+    std::fs::create_dir_all(dir.path().join("lake/db")).unwrap();
+    std::fs::write(&blocker, b"").unwrap();
+    while c.shared.backlog().0 <= 64 << 10 {
+        c.append(rows, &["a"]);
+        rows += 1;
+    }
+    c.control.request(rows as u64);
+    c.shared.request_seal(rows as u64);
+    while c.control.plans().1.is_none() {
+        c.prealloc.step();
+        while c.committer.step() == Step::Worked {}
+        c.compactor.step();
+    }
+    drop(c);
+    rot(&dir.path().join("wal"), 3);
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    assert!(c.ship(), "{:?}", c.shared.last_error());
+    assert_eq!(c.control.deferred().outputs, 1);
+    std::fs::remove_file(&blocker).unwrap();
+    drop(c);
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    for _ in 0..10 {
+        c.compactor.step();
+    }
+    assert_eq!((c.control.deferred().outputs, c.rows()), (0, rows as u64 - 1), "{:?}", c.shared.last_error());
+}
+
+/// The record that widened a column rots after the plan was made: which output a slice belongs to is told by its sequence.
+#[test]
+fn a_plan_whose_widening_record_has_rotted_still_ships() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    let column = |values: Values| Column { name: "v".into(), tag: false, values, validity: None, defines: true };
+    let row = |time: i64, columns: Vec<Column>| vec![TableBatch { table: "a".into(), time: vec![time], columns }];
+    let batches =
+        [row(0, vec![column(Values::Int64(vec![1]))]), row(1, vec![column(Values::Float64(vec![0.5]))]), row(2, vec![]), row(3, vec![])];
+    for (i, b) in batches.into_iter().enumerate() {
+        let sequence = c.append_batch(b.clone());
+        assert_eq!(sequence, i as u64 + 1);
+        let r = encode(&ValidBatch::new("db".into(), b).unwrap(), None, true, 0, 1 << 20).unwrap();
+        c.catalog.fold(sequence, &PayloadView::parse(&r.bytes()[64..64 + r.payload_len() as usize]).unwrap()).unwrap();
+    }
+    c.control.request(4);
+    c.shared.request_seal(4);
+    while c.control.plans().1.is_none() {
+        c.prealloc.step();
+        while c.committer.step() == Step::Worked {}
+        c.compactor.step();
+    }
+    drop(c);
+    rot(&dir.path().join("wal"), 2);
+    let mut c = Core::open(dir.path());
+    assert!(c.ship(), "{:?}", c.shared.last_error());
+    assert_eq!(c.rows(), 3);
+    assert_eq!(c.control.quarantined().0, 0);
 }
 
 /// What goes bad between sealing and planning is lost to the lake, but not without its bytes and a record of it.

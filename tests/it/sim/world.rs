@@ -546,7 +546,9 @@ impl World {
             match a.outcome {
                 Ok(WriteOutcome { sequence: Some(s), replayed }) => {
                     match q.fate {
-                        Fate::Acked(before) if before != s && !q.rotten => return Err(format!("{what}: acknowledged as {before} and as {s}")),
+                        Fate::Acked(before) if before != s && !q.rotten => {
+                            return Err(format!("{what}: acknowledged as {before} and as {s}"));
+                        }
                         Fate::Absent if replayed && q.in_flight == 0 => return Err(format!("{what}: replayed, and never stored")),
                         _ => {}
                     }
