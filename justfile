@@ -16,6 +16,22 @@ test:
 shuttle:
     cargo test --features shuttle --lib shuttle_tests
 
+# The simulation of the whole core: one seed (replayed, with every call), or random seeds for a few minutes.
+sim SEED="":
+    tests/sim/run {{SEED}}
+
+# A crash at every call of the scripted runs, with FATES seeds each for what was not synced.
+matrix FATES="1":
+    tests/sim/run matrix {{FATES}}
+
+# The simulation for HOURS; goes on where the last soak ended, and keeps its evidence in target/sim-evidence.tsv.
+soak HOURS:
+    tests/sim/run soak {{HOURS}}
+
+# Deliberate faults in the core, one at a time: each must be noticed (tests/mutants/run --help).
+mutants *NAMES:
+    tests/mutants/run {{NAMES}}
+
 # The built server as a process: kills, power cuts, full disks, failed syncs, an outside reader (tests/system/run --help).
 system:
     tests/system/run

@@ -66,9 +66,8 @@ impl Disk {
         for b in what.bytes().chain(shown.bytes()).chain(n.to_le_bytes()).chain(outcome.bytes()) {
             self.trace = (self.trace ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3);
         }
-        let line = format!("{:6} {what} {shown} {n} {outcome}", self.calls);
-        if let Some(log) = &mut self.log {
-            log.push(line);
+        if self.printed {
+            println!("{:6} {what} {shown} {n:x} {outcome}", self.calls);
         }
     }
 

@@ -80,7 +80,7 @@ struct Disk {
     calls: u64,
     capacity: u64,
     trace: u64,
-    log: Option<Vec<String>>,
+    printed: bool,
     injected: BTreeMap<&'static str, u64>,
     removed: Vec<Removed>,
     /// Links of renames between directories that are not durable yet, with their directory.
@@ -112,7 +112,7 @@ impl SimDisk {
             calls: 0,
             capacity: u64::MAX,
             trace: 0xcbf2_9ce4_8422_2325,
-            log: None,
+            printed: false,
             injected: BTreeMap::new(),
             removed: Vec::new(),
             pending_links: BTreeMap::new(),
@@ -186,13 +186,9 @@ impl SimDisk {
         self.disk().trace
     }
 
-    /// Keeps a line for each call from here on.
-    pub fn keep_log(&self) {
-        self.disk().log = Some(Vec::new());
-    }
-
-    pub fn take_log(&self) -> Vec<String> {
-        self.disk().log.as_mut().map(std::mem::take).unwrap_or_default()
+    /// Prints a line for each call from here on.
+    pub fn print_calls(&self) {
+        self.disk().printed = true;
     }
 
     /// How often each fault has struck.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use arc_ingest::vfs::Engine;
 use arc_ingest::vfs::sim::Fault;
 
-use super::random::number;
+use super::random::{end_if_one_is_enough, number};
 use super::world::{Boot, Ended, Machine, World};
 
 /// Where the machine stops.
@@ -84,6 +84,7 @@ fn matrix(engine: Engine, seed: u64) {
             };
             println!("{engine:?}, seed {seed}, {point:?}, fate {fate}: {e}");
             failed.push(i);
+            end_if_one_is_enough();
             assert!(failed.len() < 20, "too many to go on");
         }
     }

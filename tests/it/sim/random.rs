@@ -61,8 +61,9 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
     let mut r = SplitMix64(seed ^ 0x5eed);
     let machine = machine(&mut r);
     let mut w = World::new(seed, machine);
-    if std::env::var_os("ARC_SIM_LOG").is_some() {
-        w.disk.keep_log();
+    let logged = number("ARC_SIM_LOG").is_some_and(|n| n > 0);
+    if logged {
+        w.disk.print_calls();
     }
     let mut out = Outcome::default();
     let lives = 1 + r.below(8);
@@ -83,11 +84,14 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
         let plan = Boot { steps: r.below(1500), load, drain: r.chance(200) };
         let ended = w.boot(plan)?;
         *out.ends.entry(format!("{ended:?}")).or_default() += 1;
+        if logged {
+            println!("life {}: {plan:?} ended with {ended:?}", w.boots);
+        }
         if ended == Ended::NotOpened {
             w.disk.set_rates(Rates::default());
         }
-        if with_rot && r.chance(400) {
-            w.rot_a_record();
+        if with_rot && r.chance(400) && w.rot_a_record() && logged {
+            println!("a record rots");
         }
     }
     w.verify()?;
@@ -107,6 +111,13 @@ pub fn live_or_say(seed: u64) -> Result<Outcome, String> {
         let text = p.downcast_ref::<String>().cloned().or_else(|| p.downcast_ref::<&str>().map(|s| (*s).to_owned()));
         Err(format!("panic: {}", text.unwrap_or_default()))
     })
+}
+
+/// `ARC_SIM_FIRST=1`: the mutation check needs to know no more.
+pub fn end_if_one_is_enough() {
+    if number("ARC_SIM_FIRST").is_some() {
+        std::process::exit(1);
+    }
 }
 
 pub fn number(name: &str) -> Option<u64> {
@@ -144,6 +155,7 @@ fn random_lives_keep_every_promise() {
             }
             Err(e) => {
                 println!("seed {seed}: {e}");
+                end_if_one_is_enough();
                 failed.push(seed);
                 if failed.len() >= 20 {
                     break;
@@ -169,7 +181,7 @@ fn random_lives_keep_every_promise() {
     assert!(total.acked > 0 && total.boots > seeds, "nothing happened");
 }
 
-/// Replays `ARC_SIM_SEED`, with the calls of the disk when `ARC_SIM_LOG` is set.
+/// Replays `ARC_SIM_SEED`; `ARC_SIM_LOG=1` prints every call of the disk, and how each life ended.
 #[test]
 fn one_seed() {
     let Some(seed) = number("ARC_SIM_SEED") else { return };

@@ -439,6 +439,10 @@ impl World {
             if r.shared.is_poisoned() {
                 return Ok(Ended::Poisoned);
             }
+            if i % 100 == 99 {
+                // Somebody makes room.
+                self.disk.set_capacity(u64::MAX);
+            }
             r.prealloc.step();
             while r.committer.step() == Step::Worked {}
             let wait = match r.compactor.step() {
@@ -457,7 +461,17 @@ impl World {
                 break;
             }
             if i == 59_999 {
-                return Err(format!("does not come to an end: {w:?}, last error {:?}", r.shared.last_error()));
+                return Err(format!(
+                    "does not come to an end: {w:?}, {waiting} requests wait, blocked {:?}, reserve spent {}, fill {:.2}, {} bytes, plans {:?}, \
+                     deferred {:?}, last error {:?}",
+                    r.shared.blocked(),
+                    r.shared.reserve_spent(),
+                    r.shared.fill_level(),
+                    r.shared.total_bytes(),
+                    r.control.plans(),
+                    r.control.deferred(),
+                    r.shared.last_error()
+                ));
             }
         }
         r.shared.close_queue();
