@@ -15,6 +15,7 @@ pub mod http;
 pub mod manifest;
 pub mod msgpack;
 pub mod msgpack_differential;
+pub mod ops;
 pub mod payload;
 pub mod record_roundtrip;
 pub mod recover_dir;
@@ -30,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     ("manifest", manifest::check),
     ("msgpack", msgpack::check),
     ("msgpack_differential", msgpack_differential::check),
+    ("ops", ops::check),
     ("payload", payload::check),
     ("record_roundtrip", record_roundtrip::check),
     ("recover_dir", recover_dir::check),

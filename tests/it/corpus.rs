@@ -68,4 +68,4 @@ macro_rules! replays {
     };
 }
 
-replays!(compression http manifest msgpack msgpack_differential payload record_roundtrip recover_dir scan segment_header);
+replays!(compression http manifest msgpack msgpack_differential ops payload record_roundtrip recover_dir scan segment_header);

@@ -5,6 +5,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 #[path = "../../checks/mod.rs"]
 pub mod checks;
 
+#[path = "../../../tests/it/sim/mod.rs"]
+pub mod sim;
+
 pub use libfuzzer_sys::fuzz_target;
 
 /// The system's allocator, which tells the checks what is held.

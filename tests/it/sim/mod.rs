@@ -3,7 +3,10 @@
 //!
 //! `ARC_SIM_SEED=n cargo test --test it sim::one_seed -- --nocapture` replays a seed; see docs/testing.md.
 
+#[cfg(test)]
 mod matrix;
-mod model;
+pub mod model;
+#[cfg(test)]
 mod random;
-mod world;
+// The fuzz targets include this file for the machine alone.
+pub mod world;

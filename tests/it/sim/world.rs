@@ -121,6 +121,8 @@ pub enum Ended {
     Off,
     /// The process ended by itself, after a failed sync.
     Poisoned,
+    /// The process was killed; the machine runs on.
+    Killed,
     /// In good order.
     Done,
     /// The log could not be opened for an error of the disk.
@@ -138,6 +140,46 @@ pub struct Boot {
     pub drain: bool,
 }
 
+/// What a life is told to do next by who drives it.
+#[derive(Clone, Debug)]
+pub enum Next {
+    /// A new request, made of the numbers of `seed`; its client waits so long.
+    Send {
+        seed: u64,
+        traffic: Traffic,
+        patience: Duration,
+    },
+    /// A request with a key once more, counted from the newest one backwards; nothing without any.
+    Again {
+        back: usize,
+        patience: Duration,
+    },
+    Committer,
+    Preallocator,
+    /// Unless it waits: for something that takes time, or `early`, as by a wake-up.
+    Compactor {
+        early: bool,
+    },
+    Advance(Duration),
+    /// The life ends: without power.
+    PowerCut,
+    Kill,
+    /// The life ends: everything is shipped, and the server stops in good order.
+    Drain,
+}
+
+/// Patience without an end.
+pub const PATIENT: Duration = Duration::from_secs(3600);
+
+/// A process that runs.
+struct Live {
+    r: Running_,
+    answers: Arc<Mutex<Vec<Answer>>>,
+    tokio_now: Duration,
+    poisoned_for: u32,
+    compactor_due: Duration,
+}
+
 pub struct World {
     pub random: SplitMix64,
     pub disk: SimDisk,
@@ -146,6 +188,8 @@ pub struct World {
     pub machine: Machine,
     pub boots: u64,
     pub answers: u64,
+    /// Answers from a remembered key.
+    pub replays: u64,
     pub trace: u64,
     /// Segments had bits flipped: damage may be reported.
     pub rot: bool,
@@ -186,6 +230,7 @@ impl World {
             machine,
             boots: 0,
             answers: 0,
+            replays: 0,
             trace: 0,
             rot: false,
             wall_us: START_US,
@@ -194,6 +239,11 @@ impl World {
             disk_full: 0,
             store_crash: Arc::default(),
         }
+    }
+
+    /// The wall clock is set, by `us` forwards or backwards.
+    pub fn jump(&self, us: i64) {
+        self.clock.jump(us);
     }
 
     /// Faults of the store: per mille of calls, drawn from `seed`. Also stops the machine at [`Self::store_crash`].
@@ -239,6 +289,7 @@ impl World {
         match how {
             Ended::Off if self.disk.is_killed() => self.disk.kill(),
             Ended::Off => self.disk.crash(),
+            Ended::Killed => self.disk.kill(),
             // A clean end and an unclean one of the process alone leave the page cache.
             Ended::Poisoned | Ended::Done | Ended::NotOpened => {
                 if self.random.chance(200) {
@@ -256,13 +307,28 @@ impl World {
     /// # Errors
     /// Whatever breaks a promise.
     pub fn boot(&mut self, plan: Boot) -> Result<Ended, String> {
+        self.live(async |w: &mut Self, l| w.run(l, plan).await)
+    }
+
+    /// Like [`Self::boot`], with every step as `next` says. It may set faults as well.
+    ///
+    /// # Errors
+    /// Whatever breaks a promise.
+    pub fn boot_as_told(&mut self, mut next: impl FnMut(&mut Self) -> Next) -> Result<Ended, String> {
+        self.live(async |w: &mut Self, l| w.run_as_told(l, &mut next).await)
+    }
+
+    fn live(&mut self, run: impl AsyncFnOnce(&mut Self, Live) -> Result<Ended, String>) -> Result<Ended, String> {
         self.boots += 1;
         let clock = self.new_process();
         let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().map_err(|e| e.to_string())?;
         let ended = {
             let _in = rt.enter();
             match self.open(&clock)? {
-                Ok(r) => rt.block_on(self.run(r, plan)),
+                Ok(r) => {
+                    let (answers, tokio_now) = (Arc::default(), self.clock.monotonic());
+                    rt.block_on(run(self, Live { r, answers, tokio_now, poisoned_for: 0, compactor_due: Duration::ZERO }))
+                }
                 Err(e) => Ok(e),
             }
         };
@@ -373,45 +439,57 @@ impl World {
         Ok(())
     }
 
-    async fn run(&mut self, mut r: Running_, plan: Boot) -> Result<Ended, String> {
-        let answers: Arc<Mutex<Vec<Answer>>> = Arc::default();
-        let mut tokio_now = self.clock.monotonic();
-        let mut poisoned_for = 0;
-        let mut compactor_due = Duration::ZERO;
-        for _ in 0..plan.steps {
-            if self.disk.is_off() {
-                return Ok(Ended::Off);
-            }
-            if r.shared.is_poisoned() {
-                poisoned_for += 1;
-                if poisoned_for > 60 {
-                    return Ok(Ended::Poisoned);
+    /// How the life has ended by itself.
+    fn over(&self, l: &mut Live) -> Option<Ended> {
+        if self.disk.is_off() {
+            return Some(Ended::Off);
+        }
+        l.poisoned_for += u32::from(l.r.shared.is_poisoned());
+        (l.poisoned_for > 60).then_some(Ended::Poisoned)
+    }
+
+    /// Lets the tasks of the requests run, and looks at what has come of it.
+    async fn after_step(&mut self, l: &Live) -> Result<(), String> {
+        tokio::task::yield_now().await;
+        self.hear(&l.answers)?;
+        self.check_removed()
+    }
+
+    fn step_compactor(&mut self, l: &mut Live, early: impl FnOnce(&mut Self) -> bool) -> Result<(), String> {
+        match l.r.compactor.step() {
+            Work::Worked => {}
+            Work::Wait(t) => l.compactor_due = self.clock.monotonic() + if early(self) { Duration::ZERO } else { t },
+            Work::Done => {
+                if let Some(why) = l.r.control.forked() {
+                    return Err(format!("forked: {why}"));
                 }
             }
+        }
+        Ok(())
+    }
+
+    async fn run(&mut self, mut l: Live, plan: Boot) -> Result<Ended, String> {
+        for _ in 0..plan.steps {
+            if let Some(ended) = self.over(&mut l) {
+                return Ok(ended);
+            }
             if self.random.chance(plan.load) {
-                self.send(&r, &answers);
+                self.send_some(&l);
             }
             self.disturb();
             match self.random.below(6) {
-                0 => self.advance(Duration::from_micros(self.random.clone().below(3000)), &mut tokio_now).await,
-                1 => drop(r.prealloc.step()),
-                2 | 3 => drop(r.committer.step()),
-                4 if self.clock.monotonic() >= compactor_due => match r.compactor.step() {
-                    Work::Worked => {}
-                    Work::Wait(t) => compactor_due = self.clock.monotonic() + self.some_of(t),
-                    Work::Done => {
-                        if let Some(why) = r.control.forked() {
-                            return Err(format!("forked: {why}"));
-                        }
-                    }
-                },
-                4 if self.random.chance(300) => self.advance(Duration::from_millis(20), &mut tokio_now).await,
-                4 if self.random.chance(20) => self.advance(Duration::from_secs(5), &mut tokio_now).await,
+                0 => self.advance(Duration::from_micros(self.random.clone().below(3000)), &mut l.tokio_now).await,
+                1 => drop(l.r.prealloc.step()),
+                2 | 3 => drop(l.r.committer.step()),
+                4 if self.clock.monotonic() >= l.compactor_due => {
+                    // Waits are also cut short, as by a wake-up.
+                    self.step_compactor(&mut l, |w| !w.random.chance(700))?;
+                }
+                4 if self.random.chance(300) => self.advance(Duration::from_millis(20), &mut l.tokio_now).await,
+                4 if self.random.chance(20) => self.advance(Duration::from_secs(5), &mut l.tokio_now).await,
                 _ => {}
             }
-            tokio::task::yield_now().await;
-            self.hear(&answers)?;
-            self.check_removed()?;
+            self.after_step(&l).await?;
         }
         if !plan.drain {
             return Ok(if self.random.chance(500) { Ended::Poisoned } else { Ended::Off }).inspect(|e| {
@@ -420,16 +498,46 @@ impl World {
                 }
             });
         }
-        self.drain(r, &answers, &mut tokio_now).await
+        self.drain(l).await
     }
 
-    /// Waits are also cut short, as by a wake-up.
-    fn some_of(&mut self, t: Duration) -> Duration {
-        if self.random.chance(700) { t } else { Duration::ZERO }
+    async fn run_as_told(&mut self, mut l: Live, next: &mut impl FnMut(&mut Self) -> Next) -> Result<Ended, String> {
+        loop {
+            if let Some(ended) = self.over(&mut l) {
+                return Ok(ended);
+            }
+            match next(self) {
+                Next::Send { seed, traffic, patience } => {
+                    let i = self.model.request(&mut SplitMix64(seed), &traffic);
+                    self.send(&l, i, patience);
+                }
+                Next::Again { back, patience } => {
+                    let keyed = |i: &usize| self.model.requests.get(*i).is_some_and(|q| q.key.is_some());
+                    if let Some(i) = (0..self.model.requests.len()).rev().filter(keyed).nth(back) {
+                        self.send(&l, i, patience);
+                    }
+                }
+                Next::Committer => drop(l.r.committer.step()),
+                Next::Preallocator => drop(l.r.prealloc.step()),
+                Next::Compactor { early } if early || self.clock.monotonic() >= l.compactor_due => {
+                    self.step_compactor(&mut l, |_| early)?
+                }
+                Next::Compactor { .. } => {}
+                Next::Advance(by) => self.advance(by, &mut l.tokio_now).await,
+                Next::PowerCut => {
+                    self.disk.stop();
+                    return Ok(Ended::Off);
+                }
+                Next::Kill => return Ok(Ended::Killed),
+                Next::Drain => return self.drain(l).await,
+            }
+            self.after_step(&l).await?;
+        }
     }
 
     /// Finishes what has come, ships everything, stops in good order.
-    async fn drain(&mut self, mut r: Running_, answers: &Arc<Mutex<Vec<Answer>>>, tokio_now: &mut Duration) -> Result<Ended, String> {
+    async fn drain(&mut self, mut l: Live) -> Result<Ended, String> {
+        let r = &mut l.r;
         r.shared.stop();
         r.control.request(r.shared.watermarks().durable);
         for i in 0..60_000 {
@@ -450,9 +558,9 @@ impl World {
                 Work::Wait(t) => t,
                 Work::Done => return r.control.forked().map_or(Ok(Ended::Poisoned), |why| Err(format!("forked: {why}"))),
             };
-            self.advance(wait, tokio_now).await;
+            self.advance(wait, &mut l.tokio_now).await;
             tokio::task::yield_now().await;
-            self.hear(answers)?;
+            self.hear(&l.answers)?;
             self.check_removed()?;
             let w = r.shared.watermarks();
             let waiting = self.model.requests.iter().any(|r| r.in_flight > 0);
@@ -511,7 +619,7 @@ impl World {
     }
 
     /// A new request, or one with a key again.
-    fn send(&mut self, r: &Running_, answers: &Arc<Mutex<Vec<Answer>>>) {
+    fn send_some(&mut self, l: &Live) {
         let again = self.random.chance(250);
         let keyed: Vec<usize> = if again {
             let n = self.model.requests.len();
@@ -523,6 +631,12 @@ impl World {
             Some(i) => *i,
             None => self.model.request(&mut self.random, &self.machine.traffic),
         };
+        // Some clients give up.
+        let patience = if self.random.chance(30) { Duration::from_millis(self.random.below(500)) } else { PATIENT };
+        self.send(l, i, patience);
+    }
+
+    fn send(&mut self, l: &Live, i: usize, patience: Duration) {
         let q = &mut self.model.requests[i];
         q.in_flight += 1;
         let request = WriteRequest {
@@ -532,9 +646,7 @@ impl World {
             body: q.body.clone().into(),
             request_id: RequestId::new("sim").unwrap(),
         };
-        let (engine, answers) = (Arc::clone(&r.engine), Arc::clone(answers));
-        // Some clients give up.
-        let patience = if self.random.chance(30) { Duration::from_millis(self.random.below(500)) } else { Duration::from_secs(3600) };
+        let (engine, answers) = (Arc::clone(&l.r.engine), Arc::clone(&l.answers));
         tokio::spawn(async move {
             match tokio::time::timeout(patience, engine.write_msgpack(request)).await {
                 Ok(outcome) => answers.lock().unwrap().push(Answer { request: i, outcome }),
@@ -559,6 +671,7 @@ impl World {
             let what = format!("request {} (key {:?})", a.request, q.key);
             match a.outcome {
                 Ok(WriteOutcome { sequence: Some(s), replayed }) => {
+                    self.replays += u64::from(replayed);
                     match q.fate {
                         Fate::Acked(before) if before != s && !q.rotten => {
                             return Err(format!("{what}: acknowledged as {before} and as {s}"));
