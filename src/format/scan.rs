@@ -101,14 +101,29 @@ impl<'a> Scanner<'a> {
         let (Ok(start), Ok(end)) = (usize::try_from(from), usize::try_from(self.to)) else { return self.to };
         let Some(rest) = self.file.get(start.min(end)..end) else { return self.to };
         let mut at = from;
-        for w in rest.chunks(RECORD_ALIGN) {
-            if w.starts_with(&magic) && self.header(at).is_some() {
-                return at;
+        for part in rest.chunks(ZEROS.len()) {
+            // Most of what is behind the last record is zeros, and the magic is not.
+            if is_zero(part) {
+                at += part.len() as u64;
+                continue;
             }
-            at += RECORD_ALIGN as u64;
+            for w in part.chunks(RECORD_ALIGN) {
+                if w.starts_with(&magic) && self.header(at).is_some() {
+                    return at;
+                }
+                at += RECORD_ALIGN as u64;
+            }
         }
         self.to
     }
+}
+
+/// A multiple of [`RECORD_ALIGN`].
+static ZEROS: [u8; 1024] = [0; 1024];
+
+/// At most as long as [`ZEROS`].
+fn is_zero(part: &[u8]) -> bool {
+    ZEROS.starts_with(part)
 }
 
 impl Iterator for Scanner<'_> {
@@ -137,7 +152,7 @@ impl Iterator for Scanner<'_> {
             });
         }
         self.at = self.resync(from + RECORD_ALIGN as u64);
-        let zero = self.slice(from, (self.at - from) as usize).is_some_and(|b| b.iter().all(|x| *x == 0));
+        let zero = self.slice(from, (self.at - from) as usize).is_some_and(|b| b.chunks(ZEROS.len()).all(is_zero));
         Some(Found::Bad { from, to: self.at, why: if zero { Why::Zero } else { Why::Header } })
     }
 }

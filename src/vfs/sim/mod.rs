@@ -281,8 +281,9 @@ impl SimDisk {
         d.files.get(&f).map(|f| f.live.clone())
     }
 
-    /// A disk with this one's durable image and nothing else: what the harshest power cut would leave.
-    pub fn durable_copy(&self) -> Self {
+    /// A disk with this one's durable image and nothing else: what the harshest power cut would leave. Of files whose name
+    /// `wanted` does not take, it has no more than the name.
+    pub fn durable_copy(&self, wanted: impl Fn(&Path) -> bool) -> Self {
         let d = self.disk();
         let copy = Self::new(0, Arc::clone(&d.clock), d.immutable);
         {
@@ -291,8 +292,8 @@ impl SimDisk {
                 c.directories.insert(p.clone(), Directory { live: dir.durable.clone(), durable: dir.durable.clone(), pending: Vec::new() });
             }
             for (n, f) in &d.files {
-                let f = Inode { live: f.durable.clone(), durable: f.durable.clone(), name: f.name.clone(), ..Inode::default() };
-                c.files.insert(*n, f);
+                let bytes = if wanted(&f.name) { f.durable.clone() } else { Vec::new() };
+                c.files.insert(*n, Inode { live: bytes.clone(), durable: bytes, name: f.name.clone(), ..Inode::default() });
             }
             c.next = d.next;
             c.settle_names();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_ingest::clock::{Clock, SharedClock, SimClock, SplitMix64};
@@ -342,7 +342,9 @@ impl World {
 
     fn open(&mut self, clock: &SharedClock) -> Result<Result<Running_, Ended>, String> {
         let store: Arc<dyn Sink> = Arc::new(self.store.clone());
-        let metrics = Metrics::new();
+        // Nobody reads them, and making them is dear beside a short life.
+        static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
+        let metrics = Arc::clone(METRICS.get_or_init(Metrics::new));
         let read_errors = |d: &SimDisk| d.injected().get("read error").copied().unwrap_or(0);
         let before = read_errors(&self.disk);
         let opened = node::open(&self.disk.vfs(), self.machine.node(), clock, Arc::clone(&metrics), |_| Ok(store), &mut |_| {});
@@ -702,17 +704,13 @@ impl World {
 
     /// INVARIANT(commit-before-release): a segment goes away only after the durable manifest says that it may.
     fn check_removed(&self) -> Result<(), String> {
-        for gone in self.disk.take_removed() {
-            let name = gone.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            let Some(id) = files::parse_segment(&name) else { continue };
-            let copy = self.disk.durable_copy();
-            let state = manifest::load(&*copy.vfs(), Path::new(WAL)).map_err(|e| e.to_string())?.map(|l| l.state);
-            if state.as_ref().is_none_or(|s| s.released_segment < id) {
-                return Err(format!(
-                    "{name} went away, the durable manifest has released segments through {:?}",
-                    state.map(|s| s.released_segment)
-                ));
-            }
+        let name = |p: &Path| p.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        let gone: Vec<String> = self.disk.take_removed().iter().map(|g| name(&g.path)).collect();
+        let Some(id) = gone.iter().filter_map(|n| files::parse_segment(n)).max() else { return Ok(()) };
+        let copy = self.disk.durable_copy(|p| files::parse_segment(&name(p)).is_none());
+        let released = manifest::load(&*copy.vfs(), Path::new(WAL)).map_err(|e| e.to_string())?.map(|l| l.state.released_segment);
+        if released.is_none_or(|r| r < id) {
+            return Err(format!("{gone:?} went away, the durable manifest has released segments through {released:?}"));
         }
         Ok(())
     }
