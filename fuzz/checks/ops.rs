@@ -25,8 +25,6 @@ pub struct Reached {
     pub acked: usize,
     pub replays: u64,
     pub objects: usize,
-    /// Calls of the disk, when they were asked for.
-    pub log: Vec<String>,
     /// A column took integers and floats.
     pub widened: bool,
 }
@@ -214,7 +212,7 @@ pub fn live(data: &[u8], log: bool) -> Result<Reached, String> {
     let [first, second, rest @ ..] = data else { return Ok(Reached::default()) };
     let mut w = World::new(u64::from(*second), machine(*first));
     if log {
-        w.disk.keep_log();
+        w.disk.print_calls();
     }
     let trouble: Arc<Mutex<Vec<Trouble>>> = Arc::default();
     let (disk, list) = (w.disk.clone(), Arc::clone(&trouble));
@@ -268,7 +266,6 @@ pub fn live(data: &[u8], log: bool) -> Result<Reached, String> {
     out.acked = w.model.acked();
     out.replays = w.replays;
     out.objects = w.store.objects().len();
-    out.log = w.disk.take_log();
     out.widened = widened(&w);
     Ok(out)
 }
