@@ -9,7 +9,6 @@ use crate::catalog::Catalog;
 use crate::clock::SharedClock;
 use crate::compact::control::Control;
 use crate::compact::worker::{Compactor, Settings as CompactSettings, plan_object};
-use crate::format::manifest::Entry;
 use crate::format::payload::PayloadView;
 use crate::idempotency::{Keys, Newest};
 use crate::metrics::Metrics;
@@ -58,8 +57,6 @@ pub struct Node {
     pub committer: Committer,
     pub prealloc: Arc<Preallocator>,
     pub compactor: Compactor,
-    /// Damage that recoveries of this log have reported: manifest entries.
-    pub damage: Vec<Entry>,
     /// Held as long as the log is open.
     pub lock: Box<dyn Any + Send + Sync>,
 }
@@ -120,7 +117,6 @@ pub fn open(
     for (s, k) in log_keys.entries().filter(|(s, _)| *s > through) {
         keys.restore(s, k);
     }
-    let damage = state.damage.clone();
     let shipped_last = state.plans.iter().rev().find(|(_, p)| p.shipped).map(|(k, _)| *k);
     let sink = sink(opened.shared.log).map_err(NodeError::Other)?;
     if let Some(plan) = shipped_last
@@ -160,7 +156,6 @@ pub fn open(
         committer: opened.committer,
         prealloc: opened.prealloc,
         compactor,
-        damage,
         lock: opened.lock,
     })
 }

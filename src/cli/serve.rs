@@ -299,7 +299,6 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
         catalog: node.catalog,
         keys: Arc::clone(&node.keys),
         control: Arc::clone(&node.control),
-        damage: node.damage,
     });
     Ok(Machines {
         shared: node.shared,

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use crate::format::manifest::Entry;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, sleep};
 use crate::types::Sequence;
@@ -41,6 +42,7 @@ pub struct Control {
     open_plan: AtomicU64,
     quarantined: Mutex<(u64, u64)>,
     deferred: Mutex<Deferred>,
+    damage: Mutex<Vec<Entry>>,
     any_refused: AtomicBool,
     forked: Mutex<Option<String>>,
     signal: (Mutex<bool>, Condvar),
@@ -59,6 +61,7 @@ impl Control {
             open_plan: AtomicU64::new(0),
             quarantined: Mutex::default(),
             deferred: Mutex::default(),
+            damage: Mutex::default(),
             any_refused: AtomicBool::new(false),
             forked: Mutex::default(),
             signal: (Mutex::new(false), Condvar::new()),
@@ -133,6 +136,15 @@ impl Control {
         self.any_refused.store(!d.refused.is_empty(), Ordering::Release);
         *lock(&self.deferred) = d;
         self.shared.nudge();
+    }
+
+    pub(super) fn set_damage(&self, damage: Vec<Entry>) {
+        *lock(&self.damage) = damage;
+    }
+
+    /// The damage in this log that recoveries and plans have reported: manifest entries.
+    pub fn damage(&self) -> Vec<Entry> {
+        lock(&self.damage).clone()
     }
 
     /// Outputs that wait in side segments.

@@ -153,7 +153,9 @@ impl Compactor {
     fn record_lost(&mut self, lost: Vec<Entry>) -> Result<(), Trouble> {
         let new: Vec<Entry> = lost.into_iter().filter(|e| !self.manifest.state.damage.contains(e)).collect();
         self.shared.metrics.wal_damage_findings_total.increment(new.len() as u64);
-        self.append(new, &[])
+        self.append(new, &[])?;
+        self.control.set_damage(self.manifest.state.damage.clone());
+        Ok(())
     }
 
     /// The slices of a side segment, and the damage in it. What was lost before its records moved here was reported then.

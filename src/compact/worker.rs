@@ -139,6 +139,7 @@ impl Compactor {
         };
         c.count_quarantine();
         c.count_deferred();
+        c.control.set_damage(c.manifest.state.damage.clone());
         c
     }
 
@@ -268,6 +269,7 @@ impl Compactor {
             }
         }
         self.append(entries, &[])?;
+        self.control.set_damage(self.manifest.state.damage.clone());
         self.control.set_plan(Some(plan.plan));
         self.current = Some(Current { plan, slices, unparsable_kept: false, announced: false, cautious, stopped_since: None });
         Ok(Work::Worked)

@@ -390,6 +390,7 @@ fn rot_that_the_compactor_finds_is_set_aside_and_recorded() {
     assert_eq!(c.rows(), 299);
     let seen = |c: &Core| c.compactor.manifest.state.damage.clone();
     assert!(matches!(seen(&c)[..], [Entry::Damage { segment: 1, first_missing: 1, last_missing: 1, .. }]), "{:?}", seen(&c));
+    assert_eq!(c.control.damage(), seen(&c), "what status and readiness say");
     let side = OsVfs.list(&dir.path().join("wal/side")).unwrap();
     assert_eq!(side.len(), 1, "{side:?}");
     assert!(side[0].name.ends_with("-damaged.bin"));

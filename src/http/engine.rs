@@ -16,7 +16,6 @@ use crate::decode::table::Bounds;
 use crate::decode::validate::admit;
 use crate::decode::{Nested, compression};
 use crate::error::{Reason, RequestError};
-use crate::format::manifest::Entry;
 use crate::idempotency::{Begin, Keys, body_hash, key_id};
 use crate::metrics::Metrics;
 use crate::sync::Mutex;
@@ -49,8 +48,6 @@ pub struct Running {
     pub catalog: Arc<Catalog>,
     pub keys: Arc<Keys>,
     pub control: Arc<Control>,
-    /// Damage that recoveries of this log have reported and not shipped past: manifest entries.
-    pub damage: Vec<Entry>,
 }
 
 /// See the module.
@@ -306,7 +303,7 @@ impl Backend for Engine {
             "deferred": {"outputs": deferred.outputs, "bytes": deferred.bytes},
             "keys": r.keys.len(),
             "last_error": r.shared.last_error(),
-            "damage": r.damage,
+            "damage": r.control.damage(),
             "poisoned": r.shared.is_poisoned(),
             "forked": r.control.forked(),
             "paused": r.control.is_paused(),
@@ -320,7 +317,7 @@ impl Backend for Engine {
         };
         let w = r.shared.watermarks();
         let progress = Some(
-            json!({"durable": w.durable, "shipped": w.shipped, "blocked": r.shared.blocked() != Blocked::No, "damage": r.damage.len()}),
+            json!({"durable": w.durable, "shipped": w.shipped, "blocked": r.shared.blocked() != Blocked::No, "damage": r.control.damage().len()}),
         );
         if let Some(why) = r.control.forked() {
             return Readiness { ready: false, reason: Some(format!("forked: {why}")), progress };

@@ -67,13 +67,14 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
     }
     let mut out = Outcome::default();
     let lives = 1 + r.below(8);
+    w.repairs = true;
     w.clock_jumps = if r.chance(200) { 5 } else { 0 };
     w.disk_full = if r.chance(250) { 20 } else { 0 };
     let with_rot = r.chance(150);
     let load = [20, 100, 400][r.below(3) as usize];
     for _ in 0..lives {
         w.disk.set_rates(if r.chance(400) { rates(&mut r) } else { Rates::default() });
-        w.store_faults(r.next_u64(), [0, 0, 20, 200][r.below(4) as usize]);
+        w.store_faults(r.next_u64(), [0, 0, 20, 200, 1000][r.below(5) as usize]);
         if r.chance(600) {
             let at = w.disk.calls() + 1 + r.below(400);
             w.disk.script(at, if r.chance(500) { Fault::CrashBefore } else { Fault::CrashAfter });

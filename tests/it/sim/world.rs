@@ -12,12 +12,13 @@ use arc_ingest::compact::worker::{Compactor, Settings as CompactSettings, Work};
 use arc_ingest::decode::Nested;
 use arc_ingest::decode::table::Bounds;
 use arc_ingest::error::{Reason, RequestError};
+use arc_ingest::format::file_header::{FileHeader, FileKind};
 use arc_ingest::format::manifest::{Entry, PlanWriter};
-use arc_ingest::format::record::RecordKind;
+use arc_ingest::format::record::{RecordHeader, RecordKind};
 use arc_ingest::format::scan::{Found, Scanner};
 use arc_ingest::http::engine::{Engine, Running, WriteSettings};
 use arc_ingest::http::{Backend, RequestId, WriteOutcome, WriteRequest};
-use arc_ingest::limits::FILE_HEADER_BYTES;
+use arc_ingest::limits::{BLOCK, FILE_HEADER_BYTES};
 use arc_ingest::metrics::Metrics;
 use arc_ingest::node::{self, Node, NodeError, NodeSettings};
 use arc_ingest::sink::Sink;
@@ -191,6 +192,8 @@ pub struct World {
     /// Answers from a remembered key.
     pub replays: u64,
     pub trace: u64,
+    /// A store that fails is repaired while the server drains.
+    pub repairs: bool,
     /// Segments had bits flipped: damage may be reported.
     pub rot: bool,
     wall_us: i64,
@@ -232,6 +235,7 @@ impl World {
             answers: 0,
             replays: 0,
             trace: 0,
+            repairs: false,
             rot: false,
             wall_us: START_US,
             clock,
@@ -386,7 +390,6 @@ impl World {
             catalog: node.catalog,
             keys: node.keys,
             control: Arc::clone(&node.control),
-            damage: node.damage,
         });
         Ok(Ok(Running_ {
             shared: node.shared,
@@ -402,7 +405,7 @@ impl World {
     /// What must hold as soon as the log is open: no damage without rot, every acknowledged sequence and column known.
     fn check_opened(&self, node: &Node) -> Result<(), String> {
         if !self.rot
-            && let Some(Entry::Damage { segment, from, label, first_missing, last_missing, .. }) = node.damage.first()
+            && let Some(Entry::Damage { segment, from, label, first_missing, last_missing, .. }) = node.control.damage().first()
         {
             return Err(format!(
                 "damage is reported where nothing was damaged: segment {segment}, offset {from}, {label}, missing {first_missing} to {last_missing}"
@@ -489,6 +492,8 @@ impl World {
                 }
                 4 if self.random.chance(300) => self.advance(Duration::from_millis(20), &mut l.tokio_now).await,
                 4 if self.random.chance(20) => self.advance(Duration::from_secs(5), &mut l.tokio_now).await,
+                // A flush.
+                5 if self.random.chance(20) => l.r.control.request(l.r.shared.watermarks().durable),
                 _ => {}
             }
             self.after_step(&l).await?;
@@ -550,8 +555,11 @@ impl World {
                 return Ok(Ended::Poisoned);
             }
             if i % 100 == 99 {
-                // Somebody makes room.
+                // Somebody makes room, and the store is repaired.
                 self.disk.set_capacity(u64::MAX);
+                if self.repairs {
+                    self.store_faults(0, 0);
+                }
             }
             r.prealloc.step();
             while r.committer.step() == Step::Worked {}
@@ -775,7 +783,7 @@ impl World {
         Ok(())
     }
 
-    /// Flips a bit in a record of a sealed segment, if there is one, and marks the request that loses by it.
+    /// Flips a bit in a record of a sealed segment, or makes its block unreadable, if there is one, and marks the requests that lose by it.
     pub fn rot_a_record(&mut self) -> bool {
         let copy = self.disk.live_copy(0);
         let Ok(list) = copy.vfs().list(Path::new(WAL)) else { return false };
@@ -786,23 +794,28 @@ impl World {
         }
         let path = Path::new(WAL).join(&segments[self.random.below(segments.len() as u64) as usize]);
         let Some(bytes) = self.disk.content(&path) else { return false };
-        let Ok((header, _)) =
-            arc_ingest::format::file_header::FileHeader::parse_file(&bytes, arc_ingest::format::file_header::FileKind::Segment)
-        else {
-            return false;
-        };
+        let Ok((header, _)) = FileHeader::parse_file(&bytes, FileKind::Segment) else { return false };
         let records: Vec<_> = Scanner::new(&bytes, header.salt, FILE_HEADER_BYTES as u64, bytes.len() as u64)
             .filter_map(|x| if let Found::Record(r) = x { Some(r) } else { None })
             .filter(|r| r.kind == RecordKind::Write)
             .collect();
         let Some(hit) = records.get(self.random.below(records.len() as u64) as usize) else { return false };
         let at = hit.offset as usize + self.random.below(hit.record_len() as u64) as usize;
-        let bit = self.random.below(8) as u8;
-        self.disk.flip_bit(&path, at, bit);
+        let lost = if self.random.chance(700) {
+            let bit = self.random.below(8) as u8;
+            self.disk.flip_bit(&path, at, bit);
+            at..at + 1
+        } else {
+            // What shares the block cannot be read either.
+            self.disk.make_unreadable(&path, at);
+            at / BLOCK * BLOCK..at / BLOCK * BLOCK + BLOCK
+        };
         self.rot = true;
+        let is_hit = |r: &&RecordHeader| (r.offset as usize) < lost.end && r.offset as usize + r.record_len() > lost.start;
+        let hit: Vec<u64> = records.iter().filter(is_hit).map(|r| r.sequence).collect();
         for q in &mut self.model.requests {
             // One that was not answered may be this one.
-            if q.fate == Fate::Acked(hit.sequence) || q.fate == Fate::Unknown || q.in_flight > 0 {
+            if matches!(q.fate, Fate::Acked(s) if hit.contains(&s)) || q.fate == Fate::Unknown || q.in_flight > 0 {
                 q.rotten = true;
             }
         }
