@@ -223,7 +223,10 @@ pub fn live(data: &[u8], watch: bool) -> Result<Reached, String> {
             return Some(StoreFault::Fails(libc::EIO));
         }
         let mut list = list.lock().unwrap();
-        let hit = |t: &Trouble| t.call.is_none_or(|c| c == op.call) && t.table.as_ref().is_none_or(|n| op.name.contains(n.as_str()));
+        // A store that does not show the plans it has is taken for another store, and refused.
+        let shown = |t: &Trouble| matches!(t.fault, Broken::Store(StoreFault::Unseen)) && !op.name.ends_with(".parquet");
+        let hit =
+            |t: &Trouble| !shown(t) && t.call.is_none_or(|c| c == op.call) && t.table.as_ref().is_none_or(|n| op.name.contains(n.as_str()));
         let mut out = None;
         list.retain_mut(|t| {
             if out.is_some() || !hit(t) {
