@@ -4,15 +4,18 @@
 //! The input is two bytes for the machine and its seed, and then two bytes for each operation: what and flags, and how much.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_ingest::sink::sim::{Call, Fault as StoreFault};
 use arc_ingest::vfs::Engine;
 use arc_ingest::vfs::sim::{Fault, Rates};
+use arc_ingest::wal::files;
 
 use crate::sim::model::{Fate, Traffic};
-use crate::sim::world::{Ended, Machine, Next, PATIENT, World};
+use crate::sim::next::{Next, PATIENT};
+use crate::sim::world::{Ended, Machine, WAL, World};
 
 /// Lives of a server in one input: each is opened and recovered.
 const LIVES: usize = 12;
@@ -25,6 +28,8 @@ pub struct Reached {
     pub acked: usize,
     pub replays: u64,
     pub objects: usize,
+    /// What was seen of the log's directory, when it was asked for.
+    pub seen: BTreeSet<&'static str>,
     /// A column took integers and floats.
     pub widened: bool,
 }
@@ -166,7 +171,7 @@ impl Ops<'_> {
                 self.rot = flags & 15 == 15;
                 return Some(match flags & 3 {
                     0 => Next::PowerCut,
-                    1 => Next::Drain,
+                    1 => Next::Drain(1000),
                     _ => Next::Kill,
                 });
             }
@@ -208,12 +213,9 @@ impl Ops<'_> {
 ///
 /// # Errors
 /// What broke a promise.
-pub fn live(data: &[u8], log: bool) -> Result<Reached, String> {
+pub fn live(data: &[u8], watch: bool) -> Result<Reached, String> {
     let [first, second, rest @ ..] = data else { return Ok(Reached::default()) };
     let mut w = World::new(u64::from(*second), machine(*first));
-    if log {
-        w.disk.print_calls();
-    }
     let trouble: Arc<Mutex<Vec<Trouble>>> = Arc::default();
     let (disk, list) = (w.disk.clone(), Arc::clone(&trouble));
     w.store.set_faults(move |op| {
@@ -221,7 +223,10 @@ pub fn live(data: &[u8], log: bool) -> Result<Reached, String> {
             return Some(StoreFault::Fails(libc::EIO));
         }
         let mut list = list.lock().unwrap();
-        let hit = |t: &Trouble| t.call.is_none_or(|c| c == op.call) && t.table.as_ref().is_none_or(|n| op.name.contains(n.as_str()));
+        // A store that does not show the plans it has is taken for another store, and refused.
+        let shown = |t: &Trouble| matches!(t.fault, Broken::Store(StoreFault::Unseen)) && !op.name.ends_with(".parquet");
+        let hit =
+            |t: &Trouble| !shown(t) && t.call.is_none_or(|c| c == op.call) && t.table.as_ref().is_none_or(|n| op.name.contains(n.as_str()));
         let mut out = None;
         list.retain_mut(|t| {
             if out.is_some() || !hit(t) {
@@ -245,9 +250,15 @@ pub fn live(data: &[u8], log: bool) -> Result<Reached, String> {
     });
     let mut ops = Ops { rest, queue: Vec::new(), trouble, rot: false };
     let mut out = Reached::default();
+    let mut watcher = Watcher::default();
     for _ in 0..LIVES {
         ops.queue.clear();
-        let ended = w.boot_as_told(|w| ops.next(w))?;
+        let ended = w.boot_as_told(|w| {
+            if watch {
+                watcher.look(w, &mut out.seen);
+            }
+            ops.next(w)
+        })?;
         *out.ends.entry(format!("{ended:?}")).or_default() += 1;
         if std::mem::take(&mut ops.rot) {
             w.rot_a_record();
@@ -268,6 +279,35 @@ pub fn live(data: &[u8], log: bool) -> Result<Reached, String> {
     out.objects = w.store.objects().len();
     out.widened = widened(&w);
     Ok(out)
+}
+
+/// Sees from step to step which files of the log come and go.
+#[derive(Default)]
+struct Watcher {
+    segments: BTreeSet<String>,
+    pool: usize,
+}
+
+impl Watcher {
+    fn look(&mut self, w: &World, seen: &mut BTreeSet<&'static str>) {
+        let vfs = w.disk.vfs();
+        let names = |dir: &str| -> BTreeSet<String> {
+            let list = vfs.list(&Path::new(WAL).join(dir)).unwrap_or_default();
+            list.into_iter().filter(|e| e.is_file).map(|e| e.name).collect()
+        };
+        let segments: BTreeSet<String> = names("").into_iter().filter(|n| files::parse_segment(n).is_some()).collect();
+        let pool = names(files::POOL).len();
+        if !self.segments.is_subset(&segments) {
+            seen.insert("released");
+        }
+        if pool < self.pool && w.disk.injected().is_empty() {
+            seen.insert("recycled");
+        }
+        if !names(files::SIDE).is_empty() {
+            seen.insert("deferred");
+        }
+        (self.segments, self.pool) = (segments, pool);
+    }
 }
 
 fn widened(w: &World) -> bool {

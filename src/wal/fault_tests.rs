@@ -14,6 +14,7 @@ use crate::error::Reason;
 use crate::format::manifest::{Entry, Plan, PlanOutput, PlanWriter};
 use crate::metrics::Metrics;
 use crate::types::{Hour, LogId};
+use crate::vfs::sim::{Fault, SimDisk};
 use crate::vfs::{DirEntry, File};
 use crate::wal::commit::Step;
 use crate::wal::manifest::{AppendFailure, Manifest, ManifestState, PlanState, load};
@@ -209,4 +210,35 @@ fn a_long_manifest_is_rewritten_once_after_an_open() {
     assert!(m.wants_rewrite());
     m.rewrite(vec![(1, key); 400_000]).unwrap();
     assert!(!m.wants_rewrite());
+}
+
+/// The part that was written stands in a block that the next group would begin in, and a growth in between syncs it.
+#[test]
+fn a_mark_of_the_manifest_that_was_cut_short_is_written_again_before_the_next_group() {
+    let dir = Path::new("/log");
+    let entry = |n| vec![Entry::Durable { sequence: n, running_ms: n }];
+    // In the first round: how many groups there are before the file grows.
+    let mut cut = u64::MAX;
+    for round in 0..2 {
+        let clock = crate::clock::SimClock::new(1, 0);
+        let disk = SimDisk::new(1, clock.clone(), |p| p.to_string_lossy().contains("manifest"));
+        disk.vfs().create_dir_all(dir).unwrap();
+        let state = ManifestState { next_plan: 1, epoch: 1, ..ManifestState::default() };
+        let mut m = Manifest::create(disk.vfs(), clock, dir, LogId([3; 16]), state, None).unwrap();
+        let before = m.allocated();
+        let mut n = 0;
+        while m.allocated() == before {
+            if n + 1 == cut {
+                // The group, its sync, its mark.
+                disk.script(disk.calls() + 3, Fault::Short);
+            }
+            n += 1;
+            m.append(entry(n), &[]).unwrap();
+        }
+        assert_eq!(disk.injected().get("short write").copied().unwrap_or(0), round);
+        cut = n - 1;
+        m.append(entry(n + 1), &[]).unwrap();
+        let kept = load(&*disk.durable_copy(|_| true).vfs(), dir).unwrap().unwrap();
+        assert!(kept.torn.is_none() && kept.state.durable == n + 1, "{:?}, {}", kept.torn, kept.state.durable);
+    }
 }

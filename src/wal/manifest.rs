@@ -305,6 +305,8 @@ pub struct Manifest {
     allocated: u64,
     end: u64,
     next: Sequence,
+    /// The mark behind the last group was not written whole.
+    mark_missing: bool,
     /// What has been appended, as the next open will see it; `keys` are left out here and given by the caller of a rewrite.
     pub state: ManifestState,
     /// Length right after the last rewrite.
@@ -397,8 +399,22 @@ impl Manifest {
             }
         }
         vfs.sync_dir(dir).map_err(|e| (true, e))?;
-        let mut m = Self { vfs, clock, dir: dir.to_path_buf(), file, path, header, allocated, end, next, state, base: end, opened: true };
-        m.witness();
+        let mut m = Self {
+            vfs,
+            clock,
+            dir: dir.to_path_buf(),
+            file,
+            path,
+            header,
+            allocated,
+            end,
+            next,
+            mark_missing: false,
+            state,
+            base: end,
+            opened: true,
+        };
+        m.mark_missing = m.witness().is_err();
         Ok(m)
     }
 
@@ -441,6 +457,11 @@ impl Manifest {
     /// # Errors
     /// `NoSpace` leaves the manifest as it was and may be retried. Any other error is final: see [`AppendFailure`].
     pub fn append(&mut self, entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), AppendFailure> {
+        if self.mark_missing {
+            // INVARIANT(block-aligned-groups): part of it may be in its block, and the sync of a growth would cover that.
+            self.witness().map_err(|e| if is_no_space(&e) { AppendFailure::NoSpace(e) } else { AppendFailure::Fatal(e) })?;
+            self.mark_missing = false;
+        }
         let mut payloads: Vec<(RecordKind, Vec<u8>)> = Vec::with_capacity(entries.len());
         for chunk in keys.chunks(KEYS_PER_RECORD) {
             payloads.push((RecordKind::Keys, put_keys(chunk)));
@@ -468,12 +489,12 @@ impl Manifest {
         for e in entries {
             self.state.apply(e).map_err(|e| AppendFailure::Fatal(io::Error::other(e)))?;
         }
-        self.witness();
+        self.mark_missing = self.witness().is_err();
         Ok(())
     }
 
     /// A mark behind the last group. It needs no sync: it is only ever evidence that the sync before it returned.
-    fn witness(&mut self) {
+    fn witness(&mut self) -> io::Result<()> {
         let last = self.next - 1;
         let now = self.clock.wall_us();
         let mut b = Vec::with_capacity(BLOCK);
@@ -490,9 +511,9 @@ impl Manifest {
         b.extend_from_slice(&h.encode());
         let behind = self.end + b.len() as u64;
         put_pad(&mut b, pad_len(behind), behind, self.header.salt, last, last, now);
-        if self.end + b.len() as u64 <= self.allocated && self.file.write_all_at(&[&b], self.end).is_ok() {
-            self.end += b.len() as u64;
-        }
+        self.file.write_all_at(&[&b], self.end)?;
+        self.end += b.len() as u64;
+        Ok(())
     }
 }
 

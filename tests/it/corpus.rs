@@ -69,3 +69,44 @@ macro_rules! replays {
 }
 
 replays!(compression http manifest msgpack msgpack_differential ops payload record_roundtrip recover_dir scan segment_header);
+
+/// Inputs that reach nothing check nothing: a change of the operations' meaning must not go unseen.
+#[test]
+fn the_inputs_of_ops_reach_what_they_are_for() {
+    let mut reached = BTreeSet::new();
+    for (path, bytes) in corpus("ops") {
+        let r = checks::ops::live(&bytes, true).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut here: BTreeSet<String> = r.ends.into_keys().chain(r.faults.into_iter().chain(r.seen).map(str::to_owned)).collect();
+        let mut mark = |is: bool, what: &str| here.extend(is.then(|| what.to_owned()));
+        mark(r.acked > 0, "acknowledged");
+        mark(r.replays > 0, "replayed");
+        mark(r.objects > 0, "shipped");
+        mark(r.widened, "widened");
+        println!("{}: {here:?}", path.display());
+        reached.extend(here);
+    }
+    let all = [
+        "Done",
+        "Killed",
+        "NotOpened",
+        "Off",
+        "Poisoned",
+        "acknowledged",
+        "deferred",
+        "disk full",
+        "error on a name",
+        "no space",
+        "read error",
+        "recycled",
+        "released",
+        "replayed",
+        "shipped",
+        "short write",
+        "sync error",
+        "widened",
+        "write error",
+    ];
+    for what in all {
+        assert!(reached.contains(what), "no input comes to: {what}");
+    }
+}

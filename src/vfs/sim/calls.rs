@@ -94,6 +94,8 @@ impl Disk {
             None if !write && !sync && self.random.chance(r.name_error) => Some(Fault::Errno(libc::EIO)),
             None => None,
         };
+        // Only a write can be cut short.
+        let fault = fault.map(|f| if f == Fault::Short && !write { Fault::Errno(libc::EIO) } else { f });
         if sync {
             let slow = self.random.chance(r.sync_slow);
             self.clock.advance(if slow { SLOW } else { SYNC });
@@ -108,7 +110,7 @@ impl Disk {
                 (Err(errno(libc::EIO)), "power off before")
             }
             Some(Fault::CrashAfter) => (Ok(Go::ThenStop), "power off after"),
-            Some(Fault::Short) if write => {
+            Some(Fault::Short) => {
                 self.inject("short write");
                 (Ok(Go::Short), "short")
             }
@@ -121,7 +123,6 @@ impl Disk {
                 });
                 (Err(errno(n)), "error")
             }
-            Some(Fault::Short) => (Err(errno(libc::EIO)), "error"),
         };
         self.note(what, path, n, word);
         go

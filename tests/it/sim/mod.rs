@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod matrix;
 pub mod model;
+pub mod next;
 #[cfg(test)]
 mod random;
 // The fuzz targets include this file for the machine alone.

@@ -32,6 +32,7 @@ use arc_ingest::wal::shared::LogSettings;
 use arc_ingest::wal::{Appender, Shared, files, manifest};
 
 use super::model::{DATABASE, Fate, Model, Traffic, read_store};
+use super::next::{Next, PATIENT};
 
 pub const WAL: &str = "/data/wal";
 /// 2026-01-02.
@@ -140,37 +141,6 @@ pub struct Boot {
     /// Ships everything at the end, and stops in good order.
     pub drain: bool,
 }
-
-/// What a life is told to do next by who drives it.
-#[derive(Clone, Debug)]
-pub enum Next {
-    /// A new request, made of the numbers of `seed`; its client waits so long.
-    Send {
-        seed: u64,
-        traffic: Traffic,
-        patience: Duration,
-    },
-    /// A request with a key once more, counted from the newest one backwards; nothing without any.
-    Again {
-        back: usize,
-        patience: Duration,
-    },
-    Committer,
-    Preallocator,
-    /// Unless it waits: for something that takes time, or `early`, as by a wake-up.
-    Compactor {
-        early: bool,
-    },
-    Advance(Duration),
-    /// The life ends: without power.
-    PowerCut,
-    Kill,
-    /// The life ends: everything is shipped, and the server stops in good order.
-    Drain,
-}
-
-/// Patience without an end.
-pub const PATIENT: Duration = Duration::from_secs(3600);
 
 /// A process that runs.
 struct Live {
@@ -505,7 +475,7 @@ impl World {
                 }
             });
         }
-        self.drain(l).await
+        self.drain(l, None).await
     }
 
     async fn run_as_told(&mut self, mut l: Live, next: &mut impl FnMut(&mut Self) -> Next) -> Result<Ended, String> {
@@ -536,18 +506,19 @@ impl World {
                     return Ok(Ended::Off);
                 }
                 Next::Kill => return Ok(Ended::Killed),
-                Next::Drain => return self.drain(l).await,
+                Next::Drain(rounds) => return self.drain(l, Some(rounds)).await,
             }
             self.after_step(&l).await?;
         }
     }
 
     /// Finishes what has come, ships everything, stops in good order.
-    async fn drain(&mut self, mut l: Live) -> Result<Ended, String> {
+    async fn drain(&mut self, mut l: Live, give_up: Option<u32>) -> Result<Ended, String> {
         let r = &mut l.r;
         r.shared.stop();
         r.control.request(r.shared.watermarks().durable);
-        for i in 0..60_000 {
+        let rounds = give_up.unwrap_or(60_000);
+        for i in 1..=rounds {
             if self.disk.is_off() {
                 return Ok(Ended::Off);
             }
@@ -578,8 +549,9 @@ impl World {
             if !waiting && w.shipped >= w.durable && w.released >= w.durable && r.control.deferred().outputs == 0 {
                 break;
             }
-            if i == 59_999 {
-                return Err(format!(
+            if i == rounds {
+                let gives_up = give_up.map(|_| Ended::Killed);
+                return gives_up.ok_or_else(|| format!(
                     "does not come to an end: {w:?}, {waiting} requests wait, blocked {:?}, reserve spent {}, fill {:.2}, {} bytes, plans {:?}, \
                      deferred {:?}, last error {:?}",
                     r.shared.blocked(),
