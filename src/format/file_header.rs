@@ -289,15 +289,16 @@ mod tests {
     /// What a CRC vouches for may still be what no writer of this format writes.
     #[test]
     fn a_header_that_no_writer_makes_is_refused_by_the_field() {
+        type Change<'a> = &'a dyn Fn(&mut FileHeader);
         let p = sample().predecessor.unwrap();
-        let of = |change: &dyn Fn(&mut FileHeader)| {
+        let of = |change: Change<'_>| {
             let mut h = sample();
             change(&mut h);
             FileHeader::parse(&h.encode(), FileKind::Segment).map(|_| ())
         };
         let (from_1, length, before) =
             ("id and first sequence from 1", "a file length of at least two blocks", "a predecessor before this file");
-        let cases: [(&dyn Fn(&mut FileHeader), &str); 7] = [
+        let cases: [(Change<'_>, &str); 7] = [
             (&|h| h.id = 0, from_1),
             (&|h| h.first_sequence = 0, from_1),
             (&|h| h.file_len = FILE_HEADER_BYTES as u64 - 1, length),
