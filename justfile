@@ -40,6 +40,11 @@ system:
 fuzz SECONDS="600":
     fuzz/run {{SECONDS}}
 
+# Which lines the tests reach, as a table and as target/llvm-cov/html (needs cargo-llvm-cov and `rustup component add llvm-tools`).
+coverage:
+    cargo llvm-cov --lib --test it --html
+    cargo llvm-cov report --summary-only
+
 # Measures the Parquet encoder.
 bench:
     cargo bench

@@ -328,6 +328,23 @@ mod tests {
         assert_eq!(newest.entries().map(|(s, k)| (s, k.running_ms)).collect::<Vec<_>>(), [(998, 998), (999, 999), (1000, 1000)]);
     }
 
+    /// Checkpoint and log may both have a key, and a key that was forgotten can be stored anew.
+    #[test]
+    fn of_a_key_that_is_stored_twice_the_later_counts() {
+        let k = keys(2);
+        let entry = |id: u8, running_ms| KeyEntry { id: [id; 16], body: [0; 32], running_ms, status: 204 };
+        for (sequence, id) in [(1, 1), (2, 2), (5, 1)] {
+            k.restore(sequence, entry(id, 0));
+        }
+        assert_eq!((k.len(), k.early_evictions(), k.is_empty()), (2, 0, false));
+        assert_eq!(k.between(0, 9).iter().map(|(s, e)| (*s, e.id[0])).collect::<Vec<_>>(), [(2, 2), (5, 1)]);
+        // The older of the two goes first, whatever it was stored as at first.
+        k.restore(6, entry(3, 0));
+        assert_eq!(k.between(0, 9).iter().map(|(s, _)| *s).collect::<Vec<_>>(), [5, 6]);
+        k.restore(7, entry(4, 4_000_000));
+        assert_eq!((k.len(), k.early_evictions()), (1, 1), "an hour of running time later");
+    }
+
     #[test]
     fn the_oldest_go_first_and_early_evictions_are_counted() {
         let k = keys(3);

@@ -160,3 +160,26 @@ fn a_checkpoint_does_not_undo_a_widening_behind_it() {
         assert_eq!(c.take_dirty().len(), 1, "the next checkpoint has it");
     }
 }
+
+/// Names that differ in case alone: which of them is first is known with its record.
+#[test]
+fn a_name_that_is_reserved_in_another_case_waits_for_the_outcome() {
+    let named = |name: &str| batch(vec![column(name, Values::Int64(vec![1]))]);
+    let c = catalog();
+    let held = now(&c, &mut named("Host"));
+    assert!(c.try_resolve(&mut named("host")).unwrap().is_none());
+    drop(held);
+    let held = now(&c, &mut named("host"));
+    assert!(c.try_resolve(&mut named("HOST")).unwrap().is_none());
+    held.settle(1);
+    assert!(matches!(c.try_resolve(&mut named("HOST")), Err(RequestError::Invalid(m)) if m.contains("up to case")));
+    assert!(now(&c, &mut named("host")).is_empty());
+}
+
+#[test]
+fn a_checkpoint_of_a_later_version_is_refused_by_the_column() {
+    let columns = vec![ColumnEntry { name: "x".into(), ty: 77, tag: false, since: 1, widened: None }];
+    let e = TableEntry { database: "db".into(), table: "t".into(), since: 1, columns };
+    let why = catalog().restore([&e]).unwrap_err();
+    assert!(why.contains("table 't': column 'x' has the unknown type 77"), "{why}");
+}

@@ -472,6 +472,105 @@ fn a_record_that_keeps_ending_the_process_is_set_aside() {
     }
 }
 
+/// Changes the payload of the record with this sequence in a segment of `dir`, and its CRCs with it: a record that another writer made.
+fn forge(dir: &Path, sequence: Sequence, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    for e in OsVfs.list(dir).unwrap().into_iter().filter(|e| e.name.ends_with(".wal")) {
+        let f = OsVfs.open(&dir.join(&e.name), true).unwrap();
+        let mut bytes = crate::vfs::read_all(&*f).unwrap();
+        let (h, _) = FileHeader::parse_file(&bytes, FileKind::Segment).unwrap();
+        let found = Scanner::new(&bytes, h.salt, crate::limits::FILE_HEADER_BYTES as u64, bytes.len() as u64).find_map(|x| match x {
+            Found::Record(r) if (r.kind, r.sequence) == (RecordKind::Write, sequence) => Some(r),
+            _ => None,
+        });
+        let Some(r) = found else { continue };
+        let (from, payload) = (r.offset as usize, r.offset as usize + 64);
+        let to = payload + r.payload_len as usize;
+        change(&mut bytes[payload..to]);
+        let payload_crc = crc32fast::hash(&bytes[payload..to]);
+        bytes[from..payload].copy_from_slice(&crate::format::record::RecordHeader { payload_crc, ..r }.encode());
+        f.write_all_at(&[&bytes[from..to]], r.offset).unwrap();
+        return bytes[from..to].to_vec();
+    }
+    panic!("no record {sequence} in {}", dir.display());
+}
+
+/// INVARIANT(valid-batch) does not hold of what these records hold: that is a bug somewhere, and costs nothing but them.
+#[test]
+fn what_can_be_stored_and_not_be_built_is_kept_and_the_rest_is_shipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    for i in 0..5 {
+        c.append(i, &["a"]);
+    }
+    c.append(5, &["alone"]);
+    let wal = dir.path().join("wal");
+    let body = |p: &[u8]| PayloadView::parse(p).unwrap().index.tables[0].bytes;
+    let spoil = |p: &mut [u8]| {
+        let at = p.len() - body(p);
+        p[at] = 3;
+    };
+    // No payload version; an integer width of 3, in the middle of a file and in all of another.
+    let kept = [forge(&wal, 2, |p| p[0] = 9), forge(&wal, 4, spoil), forge(&wal, 6, spoil)];
+    assert!(c.ship(), "{:?}", c.shared.last_error());
+    assert_eq!((c.rows(), c.files().len()), (3, 1), "{:?}", c.files());
+    let q = quarantine::list(&OsVfs, &wal).unwrap();
+    let found: Vec<_> = q.iter().map(|q| (q.entry.sequence, q.entry.table.as_str(), q.entry.rows)).collect();
+    assert_eq!(found, [(2, "unknown", 0), (4, "a", 1), (6, "alone", 1)]);
+    for (q, record) in q.iter().zip(&kept) {
+        assert!(!q.entry.reason.is_empty());
+        assert_eq!(&quarantine::read(&OsVfs, &q.path).unwrap().1, record, "{:?}", q.entry);
+    }
+    assert_eq!(c.control.quarantined().0, 3);
+    let plan = &c.compactor.manifest.state.plans[&1];
+    let commits: Vec<_> = plan.commits.values().map(|f| (f.rows, f.length > 0, f.set_aside.len())).collect();
+    assert_eq!(commits, [(3, true, 1), (0, false, 1)]);
+    assert!(plan.shipped && c.shared.watermarks().released == 6);
+}
+
+/// A build that was left in good order is no evidence against its records.
+#[test]
+fn a_build_that_a_stop_ends_is_no_unclean_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    c.append(0, &["a"]);
+    c.control.request(1);
+    c.shared.request_seal(1);
+    while c.control.plans().1.is_none() {
+        c.prealloc.step();
+        while c.committer.step() == Step::Worked {}
+        c.compactor.step();
+    }
+    let attempts = |c: &Core| c.compactor.manifest.state.plans[&1].attempts;
+    assert_eq!(attempts(&c), 1);
+    c.control.stop();
+    c.compactor.step();
+    assert_eq!((attempts(&c), c.files().len()), (0, 0));
+    drop(c);
+    let mut c = Core::open(dir.path());
+    assert_eq!(attempts(&c), 0);
+    assert!(c.ship());
+    assert_eq!(c.rows(), 1);
+}
+
+/// What a long manifest holds beyond its state goes with a release; what it says stays.
+#[test]
+fn a_manifest_that_has_grown_is_rewritten_with_a_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = crate::format::payload::KeyEntry { id: [1; 16], body: [2; 32], running_ms: 3, status: 204 };
+    let mut c = Core::open_with(dir.path(), 64 << 20, |m| m.append(vec![], &vec![(1, key); 400_000]).unwrap());
+    let (before, long) = (c.compactor.manifest.path().to_owned(), c.compactor.manifest.allocated());
+    c.append(0, &["a"]);
+    assert!(c.ship());
+    assert!(!before.exists() && c.compactor.manifest.allocated() < long / 4);
+    c.append(1, &["a"]);
+    assert!(c.ship());
+    drop(c);
+    let mut c = Core::open(dir.path());
+    assert_eq!((c.shared.watermarks().shipped, c.compactor.manifest.state.next_plan), (2, 3));
+    assert!(c.ship());
+    assert_eq!(c.rows(), 2);
+}
+
 /// What a kill loop found: a process that ends before it tries anything must not count against the record of the end before it.
 #[test]
 fn an_unclean_end_counts_once_against_a_record() {

@@ -285,4 +285,37 @@ mod tests {
         recrc(&mut b);
         assert_eq!(FileHeader::parse(&b, FileKind::Segment), Err(HeaderError::Features(4)));
     }
+
+    /// What a CRC vouches for may still be what no writer of this format writes.
+    #[test]
+    fn a_header_that_no_writer_makes_is_refused_by_the_field() {
+        type Change<'a> = &'a dyn Fn(&mut FileHeader);
+        let p = sample().predecessor.unwrap();
+        let of = |change: Change<'_>| {
+            let mut h = sample();
+            change(&mut h);
+            FileHeader::parse(&h.encode(), FileKind::Segment).map(|_| ())
+        };
+        let (from_1, length, before) =
+            ("id and first sequence from 1", "a file length of at least two blocks", "a predecessor before this file");
+        let cases: [(Change<'_>, &str); 7] = [
+            (&|h| h.id = 0, from_1),
+            (&|h| h.first_sequence = 0, from_1),
+            (&|h| h.file_len = FILE_HEADER_BYTES as u64 - 1, length),
+            (&|h| h.predecessor = Some(DeclaredEnd { id: 0, ..p }), before),
+            (&|h| h.predecessor = Some(DeclaredEnd { id: 3, ..p }), before),
+            (&|h| h.predecessor = Some(DeclaredEnd { id: 4, ..p }), before),
+            (&|h| h.predecessor = Some(DeclaredEnd { last_sequence: 100, ..p }), before),
+        ];
+        for (i, (change, expected)) in cases.into_iter().enumerate() {
+            assert_eq!(of(change), Err(HeaderError::Field(expected)), "case {i}");
+        }
+        assert_eq!(of(&|h| h.file_len = FILE_HEADER_BYTES as u64), Ok(()));
+        let mut b = sample().encode();
+        b[13] = 0;
+        let crc = crc32fast::hash(&b[..CRC_AT]);
+        b[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        let e = FileHeader::parse(&b, FileKind::Segment).unwrap_err();
+        assert_eq!(e.to_string(), "bad field: expected header length 256");
+    }
 }

@@ -700,6 +700,34 @@ mod tests {
         assert_eq!(ints.slice(1, 9).to_vec(), vec![3_600_000_000, 5]);
     }
 
+    /// The widest of each: lengths of two and four bytes, integers of two and four, codes of two.
+    #[test]
+    fn the_wider_forms_decode_to_the_same_batch() {
+        let col = |name: &str, values| Column { name: name.into(), tag: false, values, validity: None, defines: false };
+        let text = |lengths: &[usize]| {
+            let mut s = Strings::default();
+            lengths.iter().for_each(|n| s.push(&vec![b'x'; *n]));
+            s
+        };
+        let mut dictionary = Strings::default();
+        (0..300).for_each(|i| dictionary.push(format!("{i}").as_bytes()));
+        for last in [0xff, 0x100, 0xffff, 0x1_0000] {
+            let t = TableBatch {
+                table: "t".into(),
+                time: vec![0; 2],
+                columns: vec![
+                    col("s", Values::Utf8(text(&[1, last]))),
+                    col("b", Values::Binary(text(&[last, 0]))),
+                    col("i", Values::Int64(vec![-5, last as i64 - 5])),
+                    col("d", Values::Utf8Dict { codes: vec![299, 255], dictionary: dictionary.clone() }),
+                ],
+            };
+            let batch = ValidBatch::new("db".into(), vec![t]).unwrap();
+            let e = encode(&batch, None, false, 9, 1 << 20).unwrap();
+            assert_eq!(PayloadView::parse(e.payload()).unwrap().to_batch().unwrap(), batch, "{last}");
+        }
+    }
+
     #[test]
     fn every_truncation_and_every_byte_change_is_refused_or_read_without_panic() {
         let e = encode(&sample(), None, false, 9, 1 << 20).unwrap();

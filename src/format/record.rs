@@ -191,6 +191,22 @@ mod tests {
     }
 
     #[test]
+    fn a_header_that_no_writer_makes_is_no_header() {
+        let with = |at: usize, value: u8| {
+            let mut b = sample().encode();
+            b[at] = value;
+            let crc = crc32fast::hash(&b[..CRC_AT]);
+            b[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+            RecordHeader::parse(&b)
+        };
+        assert!(with(16, 3).is_some(), "another salt");
+        // Kind, flags, both reserved fields, an offset off the alignment, a floor above the sequence, a length over the limit.
+        for (at, value) in [(4, 4), (5, 1), (6, 1), (7, 1), (56, 1), (24, 4), (40, 10), (11, 0x80)] {
+            assert_eq!(with(at, value), None, "byte {at}");
+        }
+    }
+
+    #[test]
     fn pads_end_at_a_block_and_hold_a_header() {
         for end in (0..BLOCK as u64 * 2).step_by(RECORD_ALIGN) {
             let n = pad_len(end);

@@ -479,6 +479,13 @@ mod tests {
         assert_eq!(v.last_sequence, 3);
         assert_eq!(v.findings[0].missing, Some((3, 3)));
         assert_eq!(v.findings[1].label, Label::Torn);
+        // Without the pad between them it is one place, which reaches from one side of the floor to the other.
+        f[third..fourth].fill(0xee);
+        let v = run(&f);
+        assert_eq!((writes(&v), v.floor, v.last_sequence), (vec![1, 2], 3, 3));
+        let found: Vec<_> = v.findings.iter().map(|x| (x.label, x.from, x.missing)).collect();
+        assert_eq!(found[..2], [(Label::Damaged, third as u64, Some((3, 3))), (Label::Torn, third as u64, None)]);
+        assert_eq!(found[2..].iter().map(|x| x.0).collect::<Vec<_>>(), [Label::BehindTorn]);
     }
 
     #[test]

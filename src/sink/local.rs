@@ -486,6 +486,38 @@ mod tests {
         assert_eq!(files(s.root()).len(), 5);
     }
 
+    /// Unmounted or moved away: what is written where nobody looks is not in the lake.
+    #[test]
+    fn a_lake_that_is_gone_is_waited_for_and_not_made_anew() {
+        for by_link in [false, true] {
+            let (_dir, s) = lake(by_link);
+            let mut staged = s.stage(NAME).unwrap();
+            staged.write_all(b"x").unwrap();
+            staged.seal().unwrap();
+            let away = s.root().with_file_name("away");
+            fs::rename(s.root(), &away).unwrap();
+            assert!(matches!(s.stage(NAME), Err(SinkError::Transient { .. })));
+            assert!(matches!(s.put_small("_arc/p", b"x"), Err(SinkError::Transient { .. })));
+            assert!(matches!(staged.publish(), Err(SinkError::Transient { .. })));
+            assert_eq!(s.sweep().unwrap(), Swept { removed: 0, complete: true });
+            assert_eq!((s.describe(NAME).unwrap(), s.device(), s.root().exists()), (None, None, false));
+            fs::rename(away, s.root()).unwrap();
+            assert_eq!(put(&s, NAME, b"data"), Published::Created);
+        }
+    }
+
+    #[test]
+    fn a_large_object_under_the_name_of_a_small_one_is_not_read() {
+        let (_dir, s) = lake(false);
+        fs::create_dir_all(s.root().join("_arc")).unwrap();
+        let f = File::create(s.root().join("_arc/p")).unwrap();
+        f.set_len(MAX_SMALL + 1).unwrap();
+        let e = s.put_small("_arc/p", b"x").unwrap_err();
+        assert!(matches!(&e, SinkError::Permanent { .. }) && e.to_string().contains("larger than a small object"), "{e}");
+        f.set_len(MAX_SMALL).unwrap();
+        assert!(matches!(s.put_small("_arc/p", b"x"), Ok(PutSmall::Exists(b)) if b.len() as u64 == MAX_SMALL));
+    }
+
     #[test]
     fn errors_name_the_path_and_say_what_to_do() {
         let (_dir, s) = lake(false);

@@ -239,6 +239,43 @@ mod tests {
     }
 
     #[test]
+    fn what_a_mapping_cannot_hold_is_an_error_and_not_a_signal() {
+        let dir = tempfile::tempdir().unwrap();
+        let f = OsVfs.create_new(&dir.path().join("f")).unwrap();
+        f.allocate(3 * 4096).unwrap();
+        f.allocate(4096).unwrap();
+        assert_eq!(f.len().unwrap(), 3 * 4096, "allocating never shortens");
+        assert_eq!(f.map(3 * 4096 + 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let mut w = f.clone().appender(Engine::Mmap, SyncMode::Data).unwrap();
+        // Two groups before a sync, the later one first.
+        w.write(&[b"two"], 8192).unwrap();
+        w.write(&[b"one"], 4096).unwrap();
+        w.sync().unwrap();
+        w.sync().unwrap();
+        for bad in [3 * 4096 - 1, u64::MAX - 1] {
+            assert!(w.write(&[b"ab"], bad).is_err(), "{bad}");
+        }
+        let all = super::super::read_all(&*f).unwrap();
+        assert_eq!((&all[4096..4099], &all[8192..8195]), (&b"one"[..], &b"two"[..]));
+        assert!(!f.is_empty().unwrap());
+    }
+
+    #[test]
+    fn errors_of_the_system_keep_their_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let f = OsVfs.create_new(&dir.path().join("f")).unwrap();
+        assert_eq!(OsVfs.create_new(&dir.path().join("f")).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(OsVfs.create_dir_all(&dir.path().join("f/x/y")).unwrap_err().raw_os_error(), Some(libc::ENOTDIR));
+        assert_eq!(OsVfs.list(&dir.path().join("none")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        let read_only = OsVfs.open(&dir.path().join("f"), false).unwrap();
+        assert_eq!(read_only.write_all_at(&[b"x"], 0).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(read_only.allocate(4096).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert!(f.is_empty().unwrap());
+        let full = OsFile(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        assert!(super::super::is_no_space(&full.write_all_at(&[b"x"], 0).unwrap_err()));
+    }
+
+    #[test]
     fn what_is_no_regular_file_is_refused_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");

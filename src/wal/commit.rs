@@ -392,13 +392,9 @@ impl Committer {
             .and_then(|path| Ok((path, Arc::clone(&spare.file).appender(self.shared.settings.engine, self.shared.settings.sync)?)));
         let (path, writer) = match opened {
             Ok(x) => x,
-            Err(e) if is_no_space(&e) => {
-                // Blocks that were promised are not there (copy-on-write, quota). The half-made file has no final name or, if it
-                // has, no records: recovery knows what to do with either, this process does not go on.
-                self.shared.poison(format!("{}: activation of segment {}: {e}", spare.path.display(), activation.id));
-                return Step::Done;
-            }
             Err(e) => {
+                // Also for want of room: blocks that were promised are not there (copy-on-write, quota). The half-made file has no final
+                // name or, if it has, no records: recovery knows what to do with either, this process does not go on.
                 self.shared.poison(format!("{}: activation of segment {}: {e}", spare.path.display(), activation.id));
                 return Step::Done;
             }

@@ -14,7 +14,7 @@ use crate::format::record::{RecordHeader, RecordKind};
 use crate::format::scan::{Found, Label, Scanner};
 use crate::types::{LogId, Sequence};
 use crate::vfs::{DirEntry, File, GroupWriter, Mapping, SyncMode};
-use crate::wal::manifest::{Manifest, ManifestState};
+use crate::wal::manifest::{Manifest, ManifestState, put_group};
 use crate::wal::recover::Report;
 use crate::wal::shared::LogSettings;
 use crate::wal::testing::*;
@@ -362,6 +362,73 @@ fn a_manifest_that_was_cut_short_is_refused() {
         std::fs::write(&m, &clean).unwrap();
     }
     assert_eq!(reopen(small(dir.path())).unwrap().1, ALL);
+}
+
+/// A manifest whose records are whole, with these payloads.
+fn manifest_of_records(dir: &Path, payloads: &[(RecordKind, Vec<u8>)]) {
+    let (salt, file_len) = (5, 1 << 16);
+    let header = FileHeader {
+        kind: FileKind::Manifest,
+        minor: 0,
+        compatible: 0,
+        incompatible: 0,
+        log: LogId([3; 16]),
+        id: 1,
+        first_sequence: 1,
+        salt,
+        epoch: 1,
+        file_len,
+        predecessor: None,
+    };
+    let mut b = header.encode_file();
+    put_group(&mut b, payloads, FILE_HEADER_BYTES as u64, salt, 1, 0, 0);
+    b.resize(file_len as usize, 0);
+    std::fs::write(dir.join(files::manifest_name(1)), b).unwrap();
+}
+
+/// Its CRCs are right: this is no damage, and nothing of it is passed over.
+#[test]
+fn a_manifest_that_says_what_cannot_be_is_refused() {
+    let json = |text: &str| (RecordKind::Entry, text.as_bytes().to_vec());
+    let opened = json(r#"{"entry":"opened","epoch":1,"running_ms":0,"segment":0}"#);
+    let output = r#"{"schema":0,"hour":0,"first_sequence":1,"last_sequence":1,"rows":1,"name":"x"}"#;
+    let writer = r#"{"version":"","compression":"","level":0,"row_group_rows":1,"layout":""}"#;
+    let plan = json(&format!(
+        r#"{{"entry":"plan","plan":1,"first_sequence":1,"last_sequence":1,"inputs":[],"writer":{writer},"schemas":[],"outputs":[{output}]}}"#
+    ));
+    let file = r#""length":0,"sha256":"","rows":0,"set_aside":[]"#;
+    let key = crate::format::payload::KeyEntry { id: [1; 16], body: [2; 32], running_ms: 3, status: 204 };
+    let mut keys = crate::format::manifest::put_keys(&[(1, key)]);
+    keys.push(0);
+    let undefined = "an entry names plan 2, which no entry before it defines";
+    let mut cases = vec![
+        (json("{"), "record 3 at offset"),
+        (json(r#"{"entry":"of a later version"}"#), "record 3 at offset"),
+        (json(&format!(r#"{{"entry":"commit","plan":1,"output":1,{file}}}"#)), "a commit names output 1 of plan 1, which has 1"),
+        ((RecordKind::Keys, keys), "the end of the keys"),
+        ((RecordKind::Write, vec![1]), "a write record does not belong in a manifest"),
+    ];
+    for e in [
+        r#""attempt","plan":2"#,
+        r#""stopped","plan":2"#,
+        r#""suspect","plan":2,"output":0,"sequence":1"#,
+        &format!(r#""intent","plan":2,"output":0,{file}"#),
+        &format!(r#""commit","plan":2,"output":0,{file}"#),
+        r#""deferred","plan":2,"output":0,"bytes":1"#,
+    ] {
+        cases.push((json(&format!(r#"{{"entry":{e}}}"#)), undefined));
+    }
+    for (record, text) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        manifest_of_records(dir.path(), &[opened.clone(), plan.clone(), record]);
+        refused(small(dir.path()), text);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    manifest_of_records(dir.path(), &[]);
+    refused(small(dir.path()), "it holds no entry");
+    // The rest of what these were made with is no reason.
+    manifest_of_records(dir.path(), &[opened, plan]);
+    assert_eq!(reopen(small(dir.path())).unwrap().0.manifest.state.plans.len(), 1);
 }
 
 #[test]

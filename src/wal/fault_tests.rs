@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::*;
 use crate::clock::SystemClock;
 use crate::error::Reason;
+use crate::format::file_header::{FileHeader, FileKind};
 use crate::format::manifest::{Entry, Plan, PlanOutput, PlanWriter};
 use crate::metrics::Metrics;
 use crate::types::{Hour, LogId};
@@ -18,15 +19,18 @@ use crate::vfs::sim::{Fault, SimDisk};
 use crate::vfs::{DirEntry, File};
 use crate::wal::commit::Step;
 use crate::wal::manifest::{AppendFailure, Manifest, ManifestState, PlanState, load};
+use crate::wal::reader::header_of;
 use crate::wal::recover::open;
 use crate::wal::shared::LogSettings;
 use crate::wal::testing::{record, vfs};
 use crate::wal::{AppendError, Appender};
 
 #[derive(Debug, Default)]
-struct FaultDisk {
+pub(super) struct FaultDisk {
     fail_sync_dir: AtomicU32,
     done: Mutex<Vec<String>>,
+    /// At so many openings from now on of this file it becomes another generation's.
+    pub(super) recycle: Mutex<Option<(PathBuf, u32)>>,
 }
 
 impl FaultDisk {
@@ -46,6 +50,19 @@ impl Vfs for FaultDisk {
         OsVfs.create_new(path)
     }
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
+        if let Some((of, left)) = &mut *self.recycle.lock().unwrap()
+            && of == path
+        {
+            *left -= 1;
+            if *left == 0 {
+                let f = OsVfs.open(path, true)?;
+                let (h, _) = header_of(&*f, FileKind::Segment).unwrap();
+                f.write_all_at(
+                    &[&FileHeader { salt: h.salt + 1, id: h.id + 9, first_sequence: 99, predecessor: None, ..h }.encode_file()],
+                    0,
+                )?;
+            }
+        }
         OsVfs.open(path, write)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -144,7 +161,7 @@ fn released_segments_are_removed_after_the_new_manifest_stands() {
 }
 
 /// Appends while stepping committer and preallocator by hand.
-fn drive(o: &mut super::super::recover::OpenedLog, rows: usize) -> Result<Sequence, AppendError> {
+pub(super) fn drive(o: &mut super::super::recover::OpenedLog, rows: usize) -> Result<Sequence, AppendError> {
     let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let appender = Appender::new(Arc::clone(&o.shared));
     rt.block_on(async {

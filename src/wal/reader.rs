@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::format::file_header::{FileHeader, FileKind, HeaderError};
-use crate::format::record::{RecordHeader, RecordKind};
+use crate::format::record::RecordHeader;
 use crate::format::scan::{Found, Known, Label, Scanner, Verdict, judge};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::vfs::{File, Vfs, read_full};
@@ -134,9 +134,4 @@ pub fn salt_without_header(file: &FileBytes) -> Option<u64> {
         at += BLOCK;
     }
     None
-}
-
-/// Write records of a verdict.
-pub fn writes(v: &Verdict) -> impl Iterator<Item = &RecordHeader> {
-    v.records.iter().filter(|r| r.kind == RecordKind::Write)
 }

@@ -9,6 +9,8 @@ use crate::vfs::{Engine, OsVfs, Vfs};
 
 #[path = "decision_tests.rs"]
 mod decision;
+#[path = "error_tests.rs"]
+mod errors;
 #[path = "fault_tests.rs"]
 mod faults;
 

@@ -308,7 +308,7 @@ fn bench_and_its_verifier_agree() {
     let ledger = place.path().join("ledger");
     let arc = |args: &[&str]| {
         let mut c = Command::new(server::arc());
-        c.args(args).current_dir(place.path()).env_clear().stdin(std::process::Stdio::null());
+        c.args(args).current_dir(place.path()).env_clear().envs(server::profile()).stdin(std::process::Stdio::null());
         c.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         c
     };

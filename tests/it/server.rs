@@ -15,6 +15,11 @@ pub fn arc() -> std::ffi::OsString {
     std::env::var_os("ARC_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_arc").into())
 }
 
+/// Where an instrumented build leaves its counts (`just coverage`).
+pub fn profile() -> Option<(&'static str, std::ffi::OsString)> {
+    std::env::var_os("LLVM_PROFILE_FILE").map(|v| ("LLVM_PROFILE_FILE", v))
+}
+
 /// Long enough for a loaded machine; nothing waits this long when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -184,7 +189,7 @@ impl Server {
     fn launch(dir: &Path, sets: &[&str]) -> Result<Self, (ExitStatus, String)> {
         let log = dir.join(format!("stderr-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
         let mut command = Command::new(arc());
-        command.arg("serve").current_dir(dir).env_clear().stdin(Stdio::null());
+        command.arg("serve").current_dir(dir).env_clear().envs(profile()).stdin(Stdio::null());
         for set in SMALL.iter().chain(sets) {
             command.args(["--set", set]);
         }
