@@ -16,12 +16,23 @@ use crate::format::file_header::{FORMAT_MINOR, FileHeader, FileKind};
 use crate::format::manifest::{Entry, Plan};
 use crate::format::payload::PayloadView;
 use crate::format::record::{RecordHeader, RecordKind, record_len};
-use crate::format::scan::{Finding, Found, Label, Scanner, Why};
-use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::format::scan::{Finding, Found, Label, Scanner};
+use crate::limits::{FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use crate::vfs::{Mapping, SyncMode, is_no_space};
-use crate::wal::aside::keep_bytes;
+use crate::wal::aside::{damage_entry, keep_bytes};
 use crate::wal::files;
-use crate::wal::reader::{FileBytes, read_file, read_header};
+use crate::wal::reader::{FileBytes, read_file, read_header, salt_without_header};
+
+/// Header and payload of a record whose CRCs are right.
+fn parts(record: &[u8]) -> Option<(RecordHeader, &[u8])> {
+    let (h, payload) = record.split_at_checked(RECORD_HEADER_BYTES)?;
+    let h = RecordHeader::parse(h)?;
+    (crc32fast::hash(payload) == h.payload_crc).then_some((h, payload))
+}
+
+fn is_whole(mapped: &Mapped, s: &SliceRef) -> bool {
+    parts(mapped.record(s.segment as usize, s.offset, s.len)).is_some()
+}
 
 /// How long deferred outputs wait between attempts.
 const RETRY: Duration = Duration::from_secs(5);
@@ -45,7 +56,11 @@ impl Compactor {
         let mut entries = Vec::new();
         for n in outputs {
             let Some(list) = c.slices.outputs.get(*n as usize) else { continue };
-            let bytes = self.write_side(&c.plan, *n, list, &c.slices.mapped)?;
+            // What has gone bad since it was planned is lost, the others are not.
+            let (list, bad): (Vec<SliceRef>, Vec<SliceRef>) = list.iter().partition(|s| is_whole(&c.slices.mapped, s));
+            let lost = self.keep_lost(&c.plan, &bad)?;
+            self.record_lost(lost)?;
+            let bytes = self.write_side(&c.plan, *n, &list, &c.slices.mapped)?;
             tracing::warn!(plan = c.plan.plan, output = n, bytes, "this output cannot be published: its records move to a side segment");
             entries.push(Entry::Deferred { plan: c.plan.plan, output: *n, bytes });
         }
@@ -55,13 +70,35 @@ impl Compactor {
         Ok(())
     }
 
+    /// Keeps the bytes of records that have gone bad, as far as they can be read; what the manifest is to say of them.
+    fn keep_lost(&self, plan: &Plan, bad: &[SliceRef]) -> Result<Vec<Entry>, Trouble> {
+        let mut out = Vec::new();
+        for s in bad {
+            let Some(input) = plan.inputs.get(s.segment as usize) else { continue };
+            let Some(segment) = self.sealed().into_iter().find(|x| x.id == input.segment) else { continue };
+            let x = Finding {
+                label: Label::Damaged,
+                from: s.offset - RECORD_HEADER_BYTES as u64,
+                to: s.offset + u64::from(s.len),
+                missing: Some((s.sequence, s.sequence)),
+                expected: format!("the record of sequence {} as it was planned", s.sequence),
+                found: "a wrong CRC".into(),
+            };
+            tracing::error!(segment = segment.id, offset = x.from, sequence = s.sequence, "a record has gone bad since it was planned");
+            keep_bytes(&*self.vfs, &self.shared.settings.directory, &segment.path, segment.file_len, segment.salt, &x)?;
+            out.push(damage_entry(segment.id, &x));
+        }
+        Ok(out)
+    }
+
     fn write_side(&self, plan: &Plan, n: u32, list: &[SliceRef], mapped: &Mapped) -> Result<u64, Trouble> {
         let dir = self.shared.settings.directory.join(files::SIDE);
         let name = files::deferred_name(plan.plan, n);
         let tmp = dir.join(format!("{name}.tmp"));
         let _ = self.vfs.remove(&tmp);
         let data: u64 = list.iter().map(|s| record_len(s.len as usize) as u64).sum();
-        let len = (FILE_HEADER_BYTES as u64 + data).next_multiple_of(BLOCK as u64);
+        // Not rounded: whatever is not a record is damage.
+        let len = FILE_HEADER_BYTES as u64 + data;
         let salt = self.shared.clock.random_u64();
         let header = FileHeader {
             kind: FileKind::Segment,
@@ -83,8 +120,7 @@ impl Compactor {
             let mut at = FILE_HEADER_BYTES as u64;
             for s in list {
                 let record = mapped.record(s.segment as usize, s.offset, s.len);
-                let whole = record.split_at_checked(RECORD_HEADER_BYTES).and_then(|(h, p)| Some((RecordHeader::parse(h)?, p)));
-                let Some((old, payload)) = whole.filter(|(h, p)| crc32fast::hash(p) == h.payload_crc) else {
+                let Some((old, payload)) = parts(record) else {
                     return Err(io::Error::other(format!("the record of sequence {} has gone bad since it was planned", s.sequence)));
                 };
                 let h = RecordHeader { salt, offset: at, durable_floor: s.sequence, ..old };
@@ -163,31 +199,36 @@ impl Compactor {
         let o = plan.outputs.get(n as usize).ok_or_else(|| io::Error::other("the plan has no such output"))?;
         let schema = plan.schemas.get(o.schema as usize).ok_or_else(|| io::Error::other("the plan has no such schema"))?;
         let (len, header) = read_header(&*self.vfs, path, FileKind::Segment)?;
-        let (header, _) = header.map_err(|[a, b]| io::Error::other(format!("both header copies are bad: {a}; {b}")))?;
         // Not mapped: a block that cannot be read must not end the process.
         let mut bytes = FileBytes::default();
         read_file(&*self.vfs.open(path, false)?, &mut bytes)?;
+        let salt = header.as_ref().map_or_else(|_| salt_without_header(&bytes).unwrap_or(0), |(h, _)| h.salt);
         let map = Mapping::Memory(bytes.bytes.into());
         let mut list = Vec::new();
         let mut lost = Vec::new();
-        for found in Scanner::new(&map, header.salt, FILE_HEADER_BYTES as u64, len) {
+        let mut lose = |from: u64, to: u64, expected: String, found: String| {
+            tracing::error!(side = %path.display(), offset = from, expected, found, "damage in a side segment");
+            lost.push(Entry::Damage {
+                segment: 0,
+                from,
+                to,
+                label: format!("damaged_side {}", files::deferred_name(plan.plan, n)),
+                first_missing: o.first_sequence,
+                last_missing: o.last_sequence,
+            });
+            let x = Finding { label: Label::Damaged, from, to, missing: None, expected, found };
+            keep_bytes(&*self.vfs, &self.shared.settings.directory, path, len, salt, &x)
+        };
+        match header {
+            Ok((h, _)) if len < h.file_len => lose(len, h.file_len, format!("{} bytes", h.file_len), format!("{len}: it was cut short"))?,
+            Ok(_) => {}
+            Err([a, b]) => lose(0, FILE_HEADER_BYTES as u64, "a segment header".into(), format!("{a}; second copy: {b}"))?,
+        }
+        for found in Scanner::new(&map, salt, FILE_HEADER_BYTES as u64, len) {
             let r = match found {
                 Found::Record(r) => r,
-                // Behind the last record the file is rounded up to a block.
-                Found::Bad { from, to, why: Why::Zero } if to == len && to - from < BLOCK as u64 => continue,
                 Found::Bad { from, to, why } => {
-                    let (expected, found) = (why.expected(), why.found());
-                    tracing::error!(side = %path.display(), offset = from, expected, found, "damage in a side segment");
-                    let x = Finding { label: Label::Damaged, from, to, missing: None, expected, found };
-                    keep_bytes(&*self.vfs, &self.shared.settings.directory, path, len, header.salt, &x)?;
-                    lost.push(Entry::Damage {
-                        segment: 0,
-                        from,
-                        to,
-                        label: "damaged_side".into(),
-                        first_missing: o.first_sequence,
-                        last_missing: o.last_sequence,
-                    });
+                    lose(from, to, why.expected(), why.found())?;
                     continue;
                 }
             };
@@ -201,10 +242,6 @@ impl Compactor {
                     list.push(SliceRef::new(r.sequence, 0, offset, r.payload_len, i as u32, *rows, t.hours.len() == 1));
                 }
             }
-        }
-        let rows: u64 = list.iter().map(|s| u64::from(s.rows())).sum();
-        if rows > o.rows {
-            return Err(io::Error::other(format!("it holds {rows} rows of this output, the plan says {}", o.rows)));
         }
         let mut outputs = vec![Vec::new(); plan.outputs.len()];
         if let Some(x) = outputs.get_mut(n as usize) {

@@ -1,6 +1,7 @@
 //! Plans: which sequences become which files. A plan is durable in the manifest, and in the store, before anything of it is
 //! built, so that every attempt makes the same files.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use hashbrown::HashMap;
 use super::name::{Layout, object_name};
 use super::slices::{Payloads, SliceRef};
 use crate::catalog::Catalog;
-use crate::format::manifest::{Plan, PlanInput, PlanOutput, PlanSchema, PlanWriter};
+use crate::format::manifest::{Entry, Plan, PlanInput, PlanOutput, PlanSchema, PlanWriter};
 use crate::format::payload::PayloadView;
 use crate::format::record::RecordKind;
 use crate::format::scan::{Finding, Found, Known, Scanner, judge};
@@ -269,9 +270,12 @@ pub fn make(
 
 /// Finds the slices of a plan made earlier.
 ///
+/// A record that was lost when the plan was made and can be read again (`damage` names it, or no output covers a part of it) is none of the
+/// plan's: it comes back as unparsable, whole, for the quarantine.
+///
 /// # Errors
 /// Of opening or mapping a segment; an input that is not there any more.
-pub fn resume(vfs: &dyn Vfs, segments: &[Arc<SealedSegment>], catalog: &Catalog, plan: &Plan) -> io::Result<Slices> {
+pub fn resume(vfs: &dyn Vfs, segments: &[Arc<SealedSegment>], catalog: &Catalog, plan: &Plan, damage: &[Entry]) -> io::Result<Slices> {
     for i in &plan.inputs {
         let there = segments.iter().any(|s| s.id == i.segment && s.salt == i.salt && s.end == i.end && s.last_sequence == i.last_sequence);
         if !there {
@@ -291,20 +295,45 @@ pub fn resume(vfs: &dyn Vfs, segments: &[Arc<SealedSegment>], catalog: &Catalog,
             by_place.entry((&x.database, &x.table, o.hour)).or_default().push(n);
         }
     }
-    let mut unparsable = s.unparsable;
+    let was_lost = |sequence: Sequence| {
+        let covers = |d: &Entry| matches!(d, Entry::Damage { segment, first_missing, last_missing, .. } if *segment > 0 && (*first_missing..=*last_missing).contains(&sequence));
+        damage.iter().any(covers)
+    };
+    let mut placed = Vec::new();
+    let mut strangers: BTreeMap<Sequence, SliceRef> = BTreeMap::new();
+    let mut rows = vec![0u64; plan.outputs.len()];
     for (key, d) in g.drafts {
         let there = by_place.get(&(&*key.database, &*key.table, key.hour)).map_or(&[][..], Vec::as_slice);
         for slice in d.slices {
             let covers = |n: &&usize| plan.outputs.get(**n).is_some_and(|o| (o.first_sequence..=o.last_sequence).contains(&slice.sequence));
-            match there.iter().find(covers).and_then(|n| outputs.get_mut(*n)) {
-                Some(list) => list.push(slice),
-                None => {
-                    let why = format!("plan {} was made without this record, which could not be read then", plan.plan);
-                    unparsable.push((slice.sequence, slice.segment as usize, slice.offset, slice.len, why));
+            match there.iter().find(covers) {
+                Some(n) => {
+                    if let Some(r) = rows.get_mut(*n) {
+                        *r += u64::from(slice.rows());
+                    }
+                    placed.push((*n, slice));
                 }
+                None => drop(strangers.insert(slice.sequence, slice)),
             }
         }
     }
+    // More than was planned: what was lost then is here again.
+    let too_many = |n: usize| plan.outputs.get(n).zip(rows.get(n)).is_some_and(|(o, r)| *r > o.rows);
+    for (n, slice) in &placed {
+        if too_many(*n) && was_lost(slice.sequence) {
+            strangers.insert(slice.sequence, *slice);
+        }
+    }
+    for (n, slice) in placed {
+        if let Some(list) = outputs.get_mut(n).filter(|_| !strangers.contains_key(&slice.sequence)) {
+            list.push(slice);
+        }
+    }
+    let mut unparsable = s.unparsable;
+    unparsable.extend(strangers.into_values().map(|s| {
+        let why = format!("plan {} was made when this record could not be read", plan.plan);
+        (s.sequence, s.segment as usize, s.offset, s.len, why)
+    }));
     for list in &mut outputs {
         list.sort_by_key(|s: &SliceRef| s.sequence);
     }

@@ -39,7 +39,11 @@ pub struct Found {
 /// Of the filesystem.
 pub fn put(vfs: &dyn Vfs, dir: &Path, q: &Quarantined, record: &[u8]) -> io::Result<()> {
     let dir = dir.join(files::QUARANTINE);
-    let table: String = crate::batch::escape_table(&q.table).chars().take(100).collect();
+    let mut table: String = crate::batch::escape_table(&q.table).chars().take(100).collect();
+    if table != q.table {
+        // Cut or escaped, it may be that of another table.
+        table = format!("{table}-{:08x}", crc32fast::hash(q.table.as_bytes()));
+    }
     let name = format!("{:020}-{}-{table}-{}.slice", q.sequence, q.database, q.hour);
     if vfs.open(&dir.join(&name), false).is_ok() {
         // Whoever wrote it may have ended before the sync of its name.

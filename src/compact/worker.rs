@@ -17,11 +17,12 @@ use super::plan::{PlanSettings, Slices, make, resume};
 use super::quarantine::{self, Quarantined};
 use crate::catalog::Catalog;
 use crate::format::manifest::{Entry, Plan, StoredKey};
+use crate::format::payload::PayloadView;
 use crate::idempotency::Keys;
 use crate::sink::{Backoff, ObjectInfo, PutSmall, Sink};
 use crate::types::{LogId, Sequence};
 use crate::vfs::Vfs;
-use crate::wal::aside::{damage_entry, keep_bytes};
+use crate::wal::aside::{damage_entry, is_same_damage, keep_bytes};
 use crate::wal::files;
 use crate::wal::manifest::{AppendFailure, Manifest, OutputFile};
 use crate::wal::prealloc::Preallocator;
@@ -235,7 +236,7 @@ impl Compactor {
     fn take_up(&mut self, plan: Plan) -> Result<Work, Trouble> {
         let segments = self.sealed();
         tracing::info!(plan = plan.plan, first = plan.first_sequence, last = plan.last_sequence, "taking up a plan of an earlier run");
-        let slices = resume(&*self.vfs, &segments, &self.catalog, &plan)?;
+        let slices = resume(&*self.vfs, &segments, &self.catalog, &plan, &self.manifest.state.damage)?;
         self.begin(plan, slices)
     }
 
@@ -247,13 +248,14 @@ impl Compactor {
         for (segment, f) in &slices.findings {
             tracing::error!(segment, offset = f.from, label = f.label.name(), missing = ?f.missing, "damage in a sealed segment");
             // Recovery has counted what it saw; this is what has gone bad since.
-            let seen = |d: &Entry| matches!(d, Entry::Damage { segment: s, from, .. } if s == segment && *from == f.from);
+            let entry = damage_entry(*segment, f);
+            let seen = |d: &Entry| is_same_damage(d, &entry);
             if !self.manifest.state.damage.iter().any(seen) {
                 if let Some(s) = sealed.iter().find(|s| s.id == *segment) {
                     keep_bytes(&*self.vfs, &self.shared.settings.directory, &s.path, s.file_len, s.salt, f)?;
                 }
                 self.shared.metrics.wal_damage_findings_total.increment(1);
-                entries.push(damage_entry(*segment, f));
+                entries.push(entry);
             }
         }
         let attempts = self.manifest.state.plans.get(&plan.plan).map_or(0, |p| p.attempts);
@@ -421,7 +423,7 @@ impl Compactor {
                     tracing::warn!(plan = p.plan, "the store holds this plan with other settings: adopting it");
                     self.append(vec![Entry::Plan(p.clone())], &[])?;
                     let segments = self.sealed();
-                    c.slices = resume(&*self.vfs, &segments, &self.catalog, &p)?;
+                    c.slices = resume(&*self.vfs, &segments, &self.catalog, &p, &self.manifest.state.damage)?;
                     c.plan = p;
                 }
                 _ => {
@@ -438,21 +440,25 @@ impl Compactor {
         Ok(())
     }
 
-    /// Payloads that passed their CRC and cannot be parsed are a bug: their bytes go to the quarantine.
+    /// Payloads that passed their CRC and cannot be parsed are a bug; so may be records that the plan was made without. Their bytes go to
+    /// the quarantine.
     fn keep_unparsable(&mut self, c: &mut Current) -> Result<(), Trouble> {
         for (sequence, segment, offset, len, reason) in &c.slices.unparsable {
+            let record = c.slices.mapped.record(*segment, *offset, *len);
+            let payload = record.get(crate::limits::RECORD_HEADER_BYTES..).unwrap_or_default();
+            let rows = PayloadView::parse(payload).map_or(0, |p| p.index.rows());
             let q = Quarantined {
                 sequence: *sequence,
                 database: "unknown".into(),
                 table: "unknown".into(),
                 hour: 0,
-                rows: 0,
+                rows,
                 plan: c.plan.plan,
                 reason: reason.clone(),
                 bytes: u64::from(*len) + crate::limits::RECORD_HEADER_BYTES as u64,
             };
             tracing::error!(sequence, reason, "a record cannot be read: set aside");
-            quarantine::put(&*self.vfs, &self.shared.settings.directory, &q, c.slices.mapped.record(*segment, *offset, *len))?;
+            quarantine::put(&*self.vfs, &self.shared.settings.directory, &q, record)?;
         }
         c.unparsable_kept = true;
         if !c.slices.unparsable.is_empty() {

@@ -21,6 +21,8 @@ pub(super) const GRANULE: usize = 1024;
 const RESERVED_PART: u32 = 8;
 /// Largest body that may use it.
 const SMALL: usize = 1 << 20;
+/// Most of the reserved part that a body may take which does not say how long it is.
+const UNDECLARED: usize = 64 << 10;
 /// A body gets room for all that was declared once this part of it has come.
 const PROOF_PART: usize = 16;
 /// Least room for a body that comes in more than one piece.
@@ -40,8 +42,9 @@ pub(super) struct Room {
     common: Arc<Semaphore>,
     common_total: u32,
     reserved: Arc<Semaphore>,
-    /// Largest share that may stand in `reserved`.
+    /// Largest shares that may stand in `reserved`: of bodies that say how long they are, and of others.
     small: u32,
+    undeclared: u32,
 }
 
 impl Room {
@@ -54,6 +57,7 @@ impl Room {
             common_total,
             reserved: Arc::new(Semaphore::new(reserved as usize)),
             small: granules(SMALL).min(reserved),
+            undeclared: granules(UNDECLARED).min(reserved),
         }
     }
 }
@@ -63,8 +67,8 @@ impl Room {
 pub(super) struct Share {
     common: Option<OwnedSemaphorePermit>,
     reserved: Option<OwnedSemaphorePermit>,
-    /// What was declared, or has come of a body that declares nothing, may stand in the reserved part. The beginnings of large bodies would fill it.
-    declared: u32,
+    /// What was declared decides whether a body may stand in the reserved part: the beginnings of large ones would fill it.
+    declared: Option<u32>,
     granules: u32,
     metrics: Arc<Metrics>,
 }
@@ -82,7 +86,7 @@ fn join(to: &mut Option<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
 
 impl Share {
     fn none(declared: Option<usize>, metrics: &Arc<Metrics>) -> Self {
-        Self { common: None, reserved: None, declared: granules(declared.unwrap_or(0)), granules: 0, metrics: Arc::clone(metrics) }
+        Self { common: None, reserved: None, declared: declared.map(granules), granules: 0, metrics: Arc::clone(metrics) }
     }
 
     /// Makes the share at least `bytes` large, or as large as all there is in common: a body over it is alone there.
@@ -95,7 +99,7 @@ impl Share {
         }
         if let Ok(permit) = Arc::clone(&room.common).try_acquire_many_owned(more) {
             join(&mut self.common, permit);
-        } else if want.max(self.declared) <= room.small {
+        } else if self.declared.map_or(want <= room.undeclared, |d| want.max(d) <= room.small) {
             // The common part has a queue, with large bodies in it.
             join(&mut self.reserved, acquire(app, &room.reserved, more).await?);
         } else {

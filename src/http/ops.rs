@@ -70,14 +70,14 @@ const PIECE: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct LargeAnswers {
     /// One is made at a time: many at once would stand before everything else.
-    making: Semaphore,
+    making: Arc<Semaphore>,
     /// In granules.
     unread: Arc<Semaphore>,
 }
 
 impl Default for LargeAnswers {
     fn default() -> Self {
-        Self { making: Semaphore::new(1), unread: Arc::new(Semaphore::new(granules(LARGE_TOTAL) as usize)) }
+        Self { making: Arc::new(Semaphore::new(1)), unread: Arc::new(Semaphore::new(granules(LARGE_TOTAL) as usize)) }
     }
 }
 
@@ -88,10 +88,15 @@ async fn large<B: Backend>(
 ) -> Result<Response, Failure> {
     let busy = || RequestError::unavailable(Reason::NotStored, "too many large answers at a time; ask again");
     let wait = app.settings.admit_wait;
-    let Ok(Ok(_turn)) = timeout(wait, app.large_answers.making.acquire()).await else {
+    let Ok(Ok(turn)) = timeout(wait, Arc::clone(&app.large_answers.making).acquire_owned()).await else {
         return Err(busy().into());
     };
-    let text = match tokio::task::spawn_blocking(make).await {
+    let made = tokio::task::spawn_blocking(move || {
+        // The turn goes with the work: a client that leaves does not end it.
+        let _turn = turn;
+        make()
+    });
+    let text = match made.await {
         Ok(text) => text,
         Err(e) => match e.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),

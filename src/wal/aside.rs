@@ -18,7 +18,8 @@ pub fn keep_bytes(vfs: &dyn Vfs, dir: &Path, path: &Path, file_len: u64, salt: u
     let side = dir.join(files::SIDE);
     let len = x.to.min(file_len).saturating_sub(x.from).min(MOST);
     let name = format!("{salt:016x}-{:016x}-{}.bin", x.from, x.label.name());
-    if len == 0 || vfs.list(&side)?.iter().any(|e| e.name == name) {
+    // A place that has grown since is kept again.
+    if len == 0 || vfs.list(&side)?.iter().any(|e| e.name == name && e.len >= len) {
         // Whoever wrote it may have ended before the sync of its name.
         return vfs.sync_dir(&side);
     }

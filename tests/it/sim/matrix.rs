@@ -65,7 +65,7 @@ fn matrix(engine: Engine, seed: u64) {
     for c in 0..puts {
         points.extend([false, true].map(|after| Point::Store(c, after)));
     }
-    let stride = if full.is_some() { 1 } else { (points.len() / 40).max(1) };
+    let stride = if full.is_some() { 1 } else { (points.len() / 40).max(1) | 1 };
     let started = Instant::now();
     let (mut runs, mut failed) = (0, Vec::new());
     for (i, point) in points.iter().enumerate() {

@@ -149,8 +149,27 @@ impl Model {
         self.requests.iter().filter(|r| matches!(r.fate, Fate::Acked(_))).count()
     }
 
-    /// Rows are where and what they must be: `present` as [`read_store`] returns it.
-    pub fn check(&self, present: &HashMap<i64, Vec<Row>>) -> Result<(), String> {
+    fn of_row(&self, rid: i64) -> Option<usize> {
+        let n = self.requests.partition_point(|r| r.first_rid <= rid).checked_sub(1)?;
+        (rid < self.requests[n].first_rid + self.requests[n].rows.len() as i64).then_some(n)
+    }
+
+    /// The row with this number as it was sent.
+    pub fn row(&self, rid: i64) -> Option<&Row> {
+        let r = &self.requests[self.of_row(rid)?];
+        r.rows.get((rid - r.first_rid) as usize)
+    }
+
+    /// The record of the request with this row was hit by damage of the disk.
+    pub fn rotten(&mut self, rid: i64) {
+        if let Some(n) = self.of_row(rid) {
+            self.requests[n].rotten = true;
+        }
+    }
+
+    /// Rows are where and what they must be: `present` as [`read_store`] returns it, with the rows of the quarantine; `reported` says
+    /// of a sequence whether its loss was.
+    pub fn check(&self, present: &HashMap<i64, Vec<Row>>, reported: impl Fn(u64) -> bool) -> Result<(), String> {
         let mut known = 0;
         for (n, r) in self.requests.iter().enumerate() {
             let found: Vec<usize> = (0..r.rows.len()).map(|i| present.get(&(r.first_rid + i as i64)).map_or(0, Vec::len)).collect();
@@ -170,6 +189,12 @@ impl Model {
                 }
                 Fate::Unknown if most != least && !r.rotten => return Err(format!("{}: half of it is there", what())),
                 _ => {}
+            }
+            if let Fate::Acked(s) = r.fate
+                && least == 0
+                && !reported(s)
+            {
+                return Err(format!("{}: lost to damage of the disk, and not reported", what()));
             }
             for (i, sent) in r.rows.iter().enumerate() {
                 let Some(row) = present.get(&(r.first_rid + i as i64)).and_then(|v| v.first()) else { continue };
@@ -203,11 +228,31 @@ fn same_row(sent: &Row, found: &Row) -> Result<(), String> {
     Ok(())
 }
 
+/// The directories of an hour: the proleptic Gregorian calendar, by the algorithm of Howard Hinnant, "chrono-Compatible Low-Level Date
+/// Algorithms".
+fn hive_hour(time_us: i64) -> String {
+    let hours = time_us.div_euclid(HOUR_US);
+    let z = hours.div_euclid(24) + 719_468;
+    let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    format!("date={year:04}-{month:02}-{day:02}/hour={:02}", hours.rem_euclid(24))
+}
+
 /// Every row in the store's Parquet objects, by its number, with a reader that is not ours.
 pub fn read_store(store: &SimStore) -> Result<HashMap<i64, Vec<Row>>, String> {
     let mut out: HashMap<i64, Vec<Row>> = HashMap::new();
     for (name, bytes) in store.objects().into_iter().filter(|(n, _)| n.ends_with(".parquet")) {
-        let table = name.split('/').nth(1).unwrap_or_default().to_owned();
+        let parts: Vec<&str> = name.split('/').collect();
+        let [database, table, date, hour, _] = parts[..] else { return Err(format!("{name}: expected database/table/date/hour/file")) };
+        if database != DATABASE {
+            return Err(format!("{name}: another database"));
+        }
+        let place = format!("{date}/{hour}");
+        let table = table.to_owned();
         let bytes = bytes::Bytes::from(bytes.to_vec());
         let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes)
             .and_then(|b| b.build())
@@ -237,6 +282,9 @@ pub fn read_store(store: &SimStore) -> Result<HashMap<i64, Vec<Row>>, String> {
                         t => return Err(format!("{name}: column {} has type {t}", f.name())),
                     };
                     row.cells.insert(f.name().clone(), v);
+                }
+                if hive_hour(row.time_us) != place {
+                    return Err(format!("{name}: holds a row of {}", hive_hour(row.time_us)));
                 }
                 let rid = row.cells.get("rid").and_then(|v| v.as_f64()).ok_or_else(|| format!("{name}: a row without rid"))?;
                 out.entry(rid as i64).or_default().push(row);

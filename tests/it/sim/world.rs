@@ -1,24 +1,27 @@
 //! A simulated machine with the whole core on it, one thread, and a scheduler that decides who goes next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use arc_ingest::batch::Values;
 use arc_ingest::clock::{Clock, SharedClock, SimClock, SplitMix64};
 use arc_ingest::compact::Layout;
 use arc_ingest::compact::plan::{Bounds as PlanBounds, PlanSettings};
+use arc_ingest::compact::quarantine;
 use arc_ingest::compact::worker::{Compactor, Settings as CompactSettings, Work};
 use arc_ingest::decode::Nested;
 use arc_ingest::decode::table::Bounds;
 use arc_ingest::error::{Reason, RequestError};
 use arc_ingest::format::file_header::{FileHeader, FileKind};
 use arc_ingest::format::manifest::{Entry, PlanWriter};
+use arc_ingest::format::payload::PayloadView;
 use arc_ingest::format::record::{RecordHeader, RecordKind};
 use arc_ingest::format::scan::{Found, Scanner};
 use arc_ingest::http::engine::{Engine, Running, WriteSettings};
 use arc_ingest::http::{Backend, RequestId, WriteOutcome, WriteRequest};
-use arc_ingest::limits::{BLOCK, FILE_HEADER_BYTES};
+use arc_ingest::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use arc_ingest::metrics::Metrics;
 use arc_ingest::node::{self, Node, NodeError, NodeSettings};
 use arc_ingest::sink::Sink;
@@ -31,7 +34,7 @@ use arc_ingest::wal::recover::OpenError;
 use arc_ingest::wal::shared::LogSettings;
 use arc_ingest::wal::{Appender, Shared, files, manifest};
 
-use super::model::{DATABASE, Fate, Model, Traffic, read_store};
+use super::model::{DATABASE, Fate, Model, Row, Traffic, read_store};
 use super::next::{Next, PATIENT};
 
 pub const WAL: &str = "/data/wal";
@@ -166,6 +169,8 @@ pub struct World {
     pub repairs: bool,
     /// Segments had bits flipped: damage may be reported.
     pub rot: bool,
+    /// Sequences of the records that were hit.
+    rotted: BTreeSet<u64>,
     wall_us: i64,
     clock: Arc<SimClock>,
     /// Disturbances besides those of disk and store: per mille of steps.
@@ -183,6 +188,18 @@ struct Running_ {
     compactor: Compactor,
     control: Arc<arc_ingest::compact::control::Control>,
     _lock: Box<dyn std::any::Any + Send + Sync>,
+}
+
+/// Table, time and number of every row in a payload.
+fn rids(payload: &[u8]) -> Vec<(String, i64, i64)> {
+    let mut out = Vec::new();
+    let Some(batch) = PayloadView::parse(payload).ok().and_then(|p| p.to_batch().ok()) else { return out };
+    for t in batch.tables() {
+        if let Some(Values::Int64(v)) = t.columns.iter().find(|c| c.name == "rid").map(|c| &c.values) {
+            out.extend(t.time.iter().zip(v).map(|(time, rid)| (t.table.to_string(), *time, *rid)));
+        }
+    }
+    out
 }
 
 fn is_log_file(p: &Path) -> bool {
@@ -207,6 +224,7 @@ impl World {
             trace: 0,
             repairs: false,
             rot: false,
+            rotted: BTreeSet::new(),
             wall_us: START_US,
             clock,
             clock_jumps: 0,
@@ -321,6 +339,8 @@ impl World {
         let metrics = Arc::clone(METRICS.get_or_init(Metrics::new));
         let read_errors = |d: &SimDisk| d.injected().get("read error").copied().unwrap_or(0);
         let before = read_errors(&self.disk);
+        let faults = |d: &SimDisk| d.injected().values().sum::<u64>();
+        let faults_before = faults(&self.disk);
         let opened = node::open(&self.disk.vfs(), self.machine.node(), clock, Arc::clone(&metrics), |_| Ok(store), &mut |_| {});
         if self.disk.is_off() {
             return Ok(Err(Ended::Off));
@@ -332,8 +352,7 @@ impl World {
             Err(NodeError::Log(OpenError::Refused(why))) => return Err(format!("the log is refused: {why}")),
             Err(NodeError::Log(OpenError::Locked(p))) => return Err(format!("{} is locked", p.display())),
             Err(NodeError::Log(e @ OpenError::Io { .. })) => {
-                let faults: u64 = self.disk.injected().values().sum();
-                if faults == 0 {
+                if faults(&self.disk) == faults_before {
                     return Err(format!("cannot be opened: {e}"));
                 }
                 return Ok(Err(Ended::NotOpened));
@@ -374,16 +393,19 @@ impl World {
 
     /// What must hold as soon as the log is open: no damage without rot, every acknowledged sequence and column known.
     fn check_opened(&self, node: &Node) -> Result<(), String> {
-        if !self.rot
-            && let Some(Entry::Damage { segment, from, label, first_missing, last_missing, .. }) = node.control.damage().first()
-        {
-            return Err(format!(
-                "damage is reported where nothing was damaged: segment {segment}, offset {from}, {label}, missing {first_missing} to {last_missing}"
-            ));
+        for d in node.control.damage() {
+            let Entry::Damage { segment, from, label, first_missing, last_missing, .. } = &d else { continue };
+            let invented = (*first_missing..=*last_missing).find(|s| *s > 0 && !self.rotted.contains(s));
+            if !self.rot || (*segment > 0 && invented.is_some()) {
+                return Err(format!(
+                    "damage is reported where nothing was damaged: segment {segment}, offset {from}, {label}, missing {first_missing} to {last_missing}"
+                ));
+            }
         }
         let w = node.shared.watermarks();
-        let acked = self.model.requests.iter().filter_map(|r| if let Fate::Acked(s) = r.fate { Some(s) } else { None }).max();
-        if !self.rot && acked.is_some_and(|s| s > w.durable) {
+        let sound = self.model.requests.iter().filter(|r| !r.rotten);
+        let acked = sound.filter_map(|r| if let Fate::Acked(s) = r.fate { Some(s) } else { None }).max();
+        if acked.is_some_and(|s| s > w.durable) {
             return Err(format!("sequence {} was acknowledged, the log goes to {}", acked.unwrap_or(0), w.durable));
         }
         let mut columns: BTreeMap<(String, String), u8> = BTreeMap::new();
@@ -453,7 +475,10 @@ impl World {
             }
             self.disturb();
             match self.random.below(6) {
-                0 => self.advance(Duration::from_micros(self.random.clone().below(3000)), &mut l.tokio_now).await,
+                0 => {
+                    let by = Duration::from_micros(self.random.below(3000));
+                    self.advance(by, &mut l.tokio_now).await;
+                }
                 1 => drop(l.r.prealloc.step()),
                 2 | 3 => drop(l.r.committer.step()),
                 4 if self.clock.monotonic() >= l.compactor_due => {
@@ -469,7 +494,7 @@ impl World {
             self.after_step(&l).await?;
         }
         if !plan.drain {
-            return Ok(if self.random.chance(500) { Ended::Poisoned } else { Ended::Off }).inspect(|e| {
+            return Ok(if self.random.chance(500) { Ended::Killed } else { Ended::Off }).inspect(|e| {
                 if *e == Ended::Off {
                     self.disk.stop();
                 }
@@ -642,11 +667,10 @@ impl World {
 
     fn hear(&mut self, answers: &Arc<Mutex<Vec<Answer>>>) -> Result<(), String> {
         let heard = std::mem::take(&mut *answers.lock().unwrap());
-        // A machine that has stopped sends nothing.
-        if self.disk.is_off() {
-            return Ok(());
-        }
-        for a in heard {
+        // From a machine that has stopped comes what it sent before: that a request was stored it can only have said before, as every
+        // call fails from then on; the errors may be of after.
+        let off = self.disk.is_off();
+        for a in heard.into_iter().filter(|a| !off || a.outcome.is_ok()) {
             self.answers += 1;
             let q = &mut self.model.requests[a.request];
             q.in_flight -= 1;
@@ -720,8 +744,38 @@ impl World {
         while !self.store.late().is_empty() {
             self.store.land(0);
         }
-        self.model.check(&read_store(&self.store)?)?;
+        let mut present = read_store(&self.store)?;
+        let aside = self.quarantined(&mut present)?;
+        let loaded = manifest::load(&*self.disk.vfs(), Path::new(WAL)).map_err(|e| e.to_string())?;
+        let damage = loaded.map(|l| l.state.damage).unwrap_or_default();
+        let reported = |s: u64| {
+            let names =
+                |d: &Entry| matches!(d, Entry::Damage { first_missing, last_missing, .. } if (*first_missing..=*last_missing).contains(&s));
+            aside.contains(&s) || damage.iter().any(names)
+        };
+        self.model.check(&present, reported)?;
         self.retry_all()
+    }
+
+    /// Adds the rows of the quarantine to those of the store: a row is in one of them. The sequences there.
+    fn quarantined(&self, present: &mut HashMap<i64, Vec<Row>>) -> Result<BTreeSet<u64>, String> {
+        let vfs = self.disk.vfs();
+        let mut sequences = BTreeSet::new();
+        for found in quarantine::list(&*vfs, Path::new(WAL)).map_err(|e| e.to_string())? {
+            let (q, record) = quarantine::read(&*vfs, &found.path).map_err(|e| e.to_string())?;
+            if !self.rot {
+                return Err(format!("{}: set aside without rot: {}", found.path.display(), q.reason));
+            }
+            sequences.insert(q.sequence);
+            for (table, time_us, rid) in rids(record.get(RECORD_HEADER_BYTES..).unwrap_or_default()) {
+                let named = table == q.table && arc_ingest::types::hour_of(time_us) == q.hour;
+                if named || q.database == "unknown" {
+                    let sent = self.model.row(rid).ok_or_else(|| format!("row {rid} in the quarantine was never sent"))?;
+                    present.entry(rid).or_default().push(sent.clone());
+                }
+            }
+        }
+        Ok(sequences)
     }
 
     /// Every acknowledged request with a key, sent again, is answered from the remembered key.
@@ -784,11 +838,10 @@ impl World {
         };
         self.rot = true;
         let is_hit = |r: &&RecordHeader| (r.offset as usize) < lost.end && r.offset as usize + r.record_len() > lost.start;
-        let hit: Vec<u64> = records.iter().filter(is_hit).map(|r| r.sequence).collect();
-        for q in &mut self.model.requests {
-            // One that was not answered may be this one.
-            if matches!(q.fate, Fate::Acked(s) if hit.contains(&s)) || q.fate == Fate::Unknown || q.in_flight > 0 {
-                q.rotten = true;
+        for r in records.iter().filter(is_hit) {
+            self.rotted.insert(r.sequence);
+            for (_, _, rid) in rids(Scanner::payload(&bytes, r)) {
+                self.model.rotten(rid);
             }
         }
         true
