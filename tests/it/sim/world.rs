@@ -694,8 +694,8 @@ impl World {
                     }
                 }
                 Err(RequestError::Unavailable { .. }) => {}
-                // A conflict of types: nothing is stored. With a key, another attempt may have come before the conflict.
-                Err(RequestError::Invalid { .. }) => {
+                // A conflict of types, or too large for a record: nothing is stored. With a key, another attempt may have come before.
+                Err(RequestError::Invalid { .. } | RequestError::TooLarge(_)) => {
                     if matches!(q.fate, Fate::Acked(_)) {
                         return Err(format!("{what}: acknowledged, then refused"));
                     }
