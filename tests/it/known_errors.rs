@@ -161,14 +161,110 @@ fn has_test(text: &str, name: &str) -> bool {
     })
 }
 
+/// Bugs of our own that a method of docs/testing.md has found: what it was and what found it, and the tests that hold it.
+const OWN: &[(&str, &[(&str, &str)])] = &[
+    (
+        "a torn pad was declared durable, and was damage a start later (crash matrix; recover_dir)",
+        &[
+            ("src/wal/decision_tests.rs", "a_torn_pad_behind_the_last_mark_is_no_damage_later"),
+            ("tests/it/damage/drain.rs", "a_torn_mark_is_no_damage_to_a_later_recovery"),
+        ],
+    ),
+    (
+        "a torn group whose first sector did not arrive was not reported (damage)",
+        &[("src/format/scan.rs", "a_torn_group_without_its_beginning_is_torn")],
+    ),
+    (
+        "a record that defined columns rotted, and later rows lost their columns (damage; random lives, seed 56)",
+        &[("tests/it/damage/drain.rs", "a_lost_definition_costs_only_its_own_record")],
+    ),
+    (
+        "a manifest that was cut short was taken for torn (damage)",
+        &[("src/wal/decision_tests.rs", "a_manifest_that_was_cut_short_is_refused")],
+    ),
+    (
+        "a lost tail was counted twice as damage (recover_dir)",
+        &[("src/wal/decision_tests.rs", "a_lost_tail_is_counted_once_with_and_without_a_successor")],
+    ),
+    (
+        "sequences at the ends of their range overflowed (scan)",
+        &[("src/format/scan.rs", "sequences_at_both_ends_of_their_range_end_the_scan_without_a_panic")],
+    ),
+    (
+        "the manifest wrote over a block that was synced, after a short write of its mark (ops)",
+        &[("src/wal/fault_tests.rs", "a_mark_of_the_manifest_that_was_cut_short_is_written_again_before_the_next_group")],
+    ),
+    (
+        "a deferred output that had lost a record was never published (random lives, seed 10160)",
+        &[
+            ("src/compact/worker_tests.rs", "an_output_that_lost_a_record_before_it_was_deferred_is_published_without_it"),
+            ("src/compact/worker_tests.rs", "rot_in_a_side_segment_costs_only_the_record"),
+        ],
+    ),
+    (
+        "a plan whose widening record had rotted was tried for ever (by reading)",
+        &[("src/compact/worker_tests.rs", "a_plan_whose_widening_record_has_rotted_still_ships")],
+    ),
+    (
+        "a record that could be read again went into a file that did not count it (by reading)",
+        &[("src/compact/worker_tests.rs", "a_record_that_can_be_read_again_after_its_plan_was_made_is_set_aside")],
+    ),
+    (
+        "a side segment without its headers kept its output for ever (by reading)",
+        &[("src/compact/worker_tests.rs", "a_side_segment_that_has_lost_its_headers_still_gives_its_records")],
+    ),
+    (
+        "an idle committer slept through a poison from outside (shuttle)",
+        &[("src/wal/shuttle_tests.rs", "a_poison_from_outside_reaches_an_idle_committer")],
+    ),
+    (
+        "the preallocator slept while its spare was taken (shuttle)",
+        &[("src/wal/shuttle_tests.rs", "a_spare_that_is_taken_is_replaced_at_once")],
+    ),
+    (
+        "a release held up the committer, and files it could not move were not counted (by reading)",
+        &[
+            ("src/wal/prealloc_tests.rs", "a_release_does_not_hold_up_the_committer"),
+            ("src/wal/prealloc_tests.rs", "a_pooled_file_that_cannot_be_moved_is_gone"),
+            ("src/wal/prealloc_tests.rs", "a_released_file_whose_directory_cannot_be_synced_still_counts"),
+        ],
+    ),
+    (
+        "the last answer was cut for a client that read slowly (http)",
+        &[("src/http/server.rs", "the_last_answer_is_whole_however_slowly_it_is_read")],
+    ),
+    (
+        "bodies that were announced and not sent held up small ones (attacks)",
+        &[
+            ("src/http/tests/room.rs", "what_is_announced_and_not_sent_takes_no_room"),
+            ("src/http/tests/room.rs", "small_bodies_do_not_queue_behind_large_ones"),
+            ("src/http/tests/room.rs", "the_beginnings_of_large_bodies_leave_the_reserved_part_alone"),
+        ],
+    ),
+    (
+        "large answers were held whole for every slow reader (attacks)",
+        &[("src/http/tests/room.rs", "large_answers_wait_for_their_readers_only_within_bounds")],
+    ),
+    (
+        "one-byte numbers took eight times their bytes (attacks)",
+        &[("src/decode/msgpack/tests/rules.rs", "one_byte_numbers_cannot_take_eight_times_their_bytes_without_bound")],
+    ),
+    (
+        "two column names that are not UTF-8 became one (attacks)",
+        &[("src/decode/msgpack/tests/rules.rs", "column_names_that_are_not_utf8_are_refused")],
+    ),
+    ("a pipe with the name of a manifest hung every tool (attacks)", &[("src/vfs/os.rs", "what_is_no_regular_file_is_refused_at_once")]),
+];
+
 #[test]
 fn every_lesson_is_held_by_tests_that_exist() {
-    for (lesson, tests) in LESSONS {
+    for (lesson, tests) in LESSONS.iter().chain(OWN) {
         for (path, name) in *tests {
             let text = std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
             assert!(has_test(&text, name), "{lesson}: {path} has no test {name}");
         }
     }
+    assert!(OWN.iter().all(|(_, tests)| !tests.is_empty()));
     assert_eq!(LESSONS.iter().filter(|(_, tests)| tests.is_empty()).count(), 3);
     assert!(!has_test("#[test]\nfn ab() {}\nfn a() {}", "a") && has_test("#[tokio::test]\nasync fn a() {}", "a"));
 }
