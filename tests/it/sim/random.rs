@@ -18,6 +18,8 @@ pub struct Outcome {
     pub acked: u64,
     pub answers: u64,
     pub objects: u64,
+    pub replays: u64,
+    pub rots: u64,
     pub faults: BTreeMap<String, u64>,
     pub ends: BTreeMap<String, u64>,
     pub trace: u64,
@@ -91,8 +93,11 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
         if ended == Ended::NotOpened {
             w.disk.set_rates(Rates::default());
         }
-        if with_rot && r.chance(400) && w.rot_a_record() && logged {
-            println!("a record rots");
+        if with_rot && r.chance(400) && w.rot_a_record() {
+            out.rots += 1;
+            if logged {
+                println!("a record rots");
+            }
         }
     }
     w.verify()?;
@@ -100,6 +105,7 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
     out.requests = w.model.requests.len() as u64;
     out.acked = w.model.acked() as u64;
     out.answers = w.answers;
+    out.replays = w.replays;
     out.objects = w.store.objects().len() as u64;
     out.faults = w.disk.injected().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
     out.trace = w.trace;
@@ -147,6 +153,8 @@ fn random_lives_keep_every_promise() {
                 total.acked += o.acked;
                 total.answers += o.answers;
                 total.objects += o.objects;
+                total.replays += o.replays;
+                total.rots += o.rots;
                 for (k, v) in o.faults {
                     *total.faults.entry(k).or_default() += v;
                 }
@@ -165,12 +173,15 @@ fn random_lives_keep_every_promise() {
         }
     }
     println!(
-        "{seeds} seeds from {from}: {} boots, {} requests, {} answers, {} acknowledged, {} objects, ends {:?}, faults {:?}, {:.0} s",
+        "{seeds} seeds from {from}: {} boots, {} requests, {} answers, {} acknowledged, {} replayed, {} objects, {} rotten, ends {:?}, \
+         faults {:?}, {:.0} s",
         total.boots,
         total.requests,
         total.answers,
         total.acked,
+        total.replays,
         total.objects,
+        total.rots,
         total.ends,
         total.faults,
         started.elapsed().as_secs_f64()
@@ -180,6 +191,16 @@ fn random_lives_keep_every_promise() {
         "seeds {failed:?} broke a promise; replay one with ARC_SIM_SEED=<seed> cargo test --test it sim::random::one_seed -- --nocapture"
     );
     assert!(total.acked > 0 && total.boots > seeds, "nothing happened");
+    if seeds >= 60 {
+        // A rate that is wired to nothing would test nothing.
+        for fault in ["disk full", "error on a name", "no space", "read error", "slow sync", "sync error", "write error"] {
+            assert!(total.faults.contains_key(fault), "no seed met the fault '{fault}'");
+        }
+        for end in ["Off", "Killed", "Poisoned", "Done", "NotOpened"] {
+            assert!(total.ends.contains_key(end), "no life ended as {end}");
+        }
+        assert!(total.rots > 0 && total.replays > 0, "{} rotten, {} replayed", total.rots, total.replays);
+    }
 }
 
 /// Replays `ARC_SIM_SEED`; `ARC_SIM_LOG=1` prints every call of the disk, and how each life ended.
