@@ -542,7 +542,7 @@ impl World {
         let r = &mut l.r;
         r.shared.stop();
         r.control.request(r.shared.watermarks().durable);
-        let rounds = give_up.unwrap_or(60_000);
+        let rounds = give_up.unwrap_or(6_000);
         for i in 1..=rounds {
             if self.disk.is_off() {
                 return Ok(Ended::Off);
