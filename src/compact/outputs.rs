@@ -164,6 +164,11 @@ impl Compactor {
         let mut intents = Vec::new();
         for r in &ready {
             self.quarantine(plan, slices, r)?;
+            let known = self.manifest.state.plans.get(&plan.plan).and_then(|p| p.intents.get(&r.output));
+            if known.is_some_and(|k| k.contains(&r.file)) {
+                // An attempt that is made again and again says nothing new, and would let the manifest grow for as long as the store is away.
+                continue;
+            }
             intents.push(Entry::Intent {
                 plan: plan.plan,
                 output: r.output,

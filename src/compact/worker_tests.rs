@@ -221,6 +221,8 @@ fn a_foreign_object_stops_its_output_alone() {
     assert_eq!(c.files().len(), 2, "the foreign object and table b's file");
     assert_eq!((c.shared.watermarks().shipped, c.shared.watermarks().released), (0, 0));
     assert!(c.shared.last_error().unwrap().contains("another object has this name"));
+    let intents: Vec<usize> = c.compactor.manifest.state.plans[&1].intents.values().map(Vec::len).collect();
+    assert_eq!(intents, [1, 1], "two hundred attempts, one intent each");
     assert_eq!(std::fs::read(&blocker).unwrap(), b"not ours");
     std::fs::remove_file(&blocker).unwrap();
     assert!(c.ship());

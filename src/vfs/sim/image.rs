@@ -129,9 +129,11 @@ impl Inode {
             self.dirty.remove(&n);
             let s = sector(&self.live, n);
             put_sector(&mut self.durable, n, &s);
+            let block = (n * SECTOR) as u64 / BLOCK;
+            if self.written.contains(&block) {
+                self.covered.insert(block);
+            }
         }
-        let covered = |b: &u64| (*b * BLOCK) < to as u64 && (*b + 1) * BLOCK > from as u64;
-        self.covered.extend(self.written.iter().filter(|b| covered(b)).copied());
     }
 
     /// Some sectors reach the disk; the page cache keeps the rest dirty or calls it clean.
