@@ -259,3 +259,31 @@ fn a_mark_of_the_manifest_that_was_cut_short_is_written_again_before_the_next_gr
         assert!(kept.torn.is_none() && kept.state.durable == n + 1, "{:?}, {}", kept.torn, kept.state.durable);
     }
 }
+
+/// A power cut at each call of a rewrite, with many ways in which the names may be left: there is always a manifest, and it says the same.
+#[test]
+fn a_new_manifest_is_durable_before_the_old_one_goes() {
+    let dir = Path::new("/wal");
+    let mut calls = 0;
+    for fate in 0..60 {
+        for cut in 1.. {
+            let clock = crate::clock::SimClock::new(fate, 0);
+            let disk = SimDisk::new(fate, Arc::clone(&clock), |_| false);
+            let vfs = disk.vfs();
+            vfs.create_dir_all(dir).unwrap();
+            let state = ManifestState { next_plan: 1, epoch: 7, ..ManifestState::default() };
+            let mut m = Manifest::create(vfs, clock, dir, LogId([7; 16]), state, None).unwrap();
+            disk.script(disk.calls() + cut, Fault::CrashBefore);
+            let done = m.rewrite(Vec::new()).is_ok();
+            let stopped = disk.is_off();
+            disk.crash();
+            let found = load(&*disk.vfs(), dir).unwrap_or_else(|e| panic!("fate {fate}, call {cut}: {e}"));
+            assert_eq!(found.map(|l| l.state.epoch), Some(7), "fate {fate}, call {cut}");
+            calls = calls.max(cut);
+            if done && !stopped {
+                break;
+            }
+        }
+    }
+    assert!(calls > 8, "{calls} calls");
+}
