@@ -47,6 +47,8 @@ fn segments_rotate_and_large_records_get_their_own() {
     drop(r);
     let (o, seen) = reopen(settings(dir.path(), 32 << 10, Engine::Pwrite)).unwrap();
     assert_eq!(seen, expect);
+    let salts: std::collections::BTreeSet<u64> = o.report.segments.iter().map(|s| s.salt).collect();
+    assert_eq!(salts.len(), o.report.segments.len(), "every generation of a file has a salt of its own");
     assert!(o.report.findings.is_empty(), "{:?}", o.report.findings);
     assert_eq!(o.shared.watermarks().durable, 7);
 }

@@ -151,6 +151,13 @@ impl Disk {
         self.files.get_mut(&f).ok_or_else(|| errno(libc::EBADF))
     }
 
+    fn failed(&mut self, f: u64) {
+        let boot = self.boot;
+        if let Some(f) = self.files.get_mut(&f) {
+            f.failed_in = Some(boot);
+        }
+    }
+
     /// Drops directories that have no durable name, and files without any.
     pub(super) fn settle_names(&mut self) {
         loop {
@@ -306,9 +313,11 @@ impl Vfs for SimVfs {
         let Some(Target::File(file)) = d.directory(&up)?.live.get(&a).copied() else { return Err(errno(libc::ENOENT)) };
         d.directory(&there)?;
         d.went(from, file);
-        let immutable = d.immutable;
+        let (immutable, boot) = (d.immutable, d.boot);
         {
             let f = d.file(file)?;
+            // A segment with a failed write or sync is never written again, and so never pooled.
+            assert!(!immutable(from) || f.failed_in != Some(boot), "{}: is to be used again after a failed write or sync", from.display());
             if immutable(&f.name) || !immutable(to) {
                 // Another generation begins.
                 f.written.clear();
@@ -429,12 +438,17 @@ impl SimFile {
     fn write(&self, what: &'static str, bufs: &[&[u8]], offset: u64) -> io::Result<()> {
         let mut d = self.vfs.disk();
         let mut bytes = bufs.concat();
-        let go = d.enter(self.vfs.boot, what, &self.path, offset ^ (bytes.len() as u64) << 32)?;
-        if go == Go::Short {
-            bytes.truncate(bytes.len() / 2);
+        let written = d.enter(self.vfs.boot, what, &self.path, offset ^ (bytes.len() as u64) << 32).and_then(|go| {
+            if go == Go::Short {
+                bytes.truncate(bytes.len() / 2);
+            }
+            d.write(self.file, &bytes, offset)?;
+            d.leave(go)
+        });
+        if written.is_err() {
+            d.failed(self.file);
         }
-        d.write(self.file, &bytes, offset)?;
-        d.leave(go)
+        written
     }
 
     fn sync_range(&self, what: &'static str, range: Option<(usize, usize)>) -> io::Result<()> {
@@ -451,6 +465,7 @@ impl SimFile {
                 {
                     f.fail_sync(&mut d.random);
                 }
+                d.failed(self.file);
                 Err(e)
             }
         }

@@ -58,6 +58,8 @@ pub(super) struct Inode {
     /// Blocks written (not only allocated) since the file got its present kind of name, and those of them that a sync has covered.
     pub(super) written: BTreeSet<u64>,
     pub(super) covered: BTreeSet<u64>,
+    /// The process in which a write or sync of it failed.
+    pub(super) failed_in: Option<u64>,
     /// The name it has, or had last.
     pub(super) name: PathBuf,
 }
