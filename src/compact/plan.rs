@@ -164,7 +164,8 @@ fn scan(
             read_file(&*file, &mut bytes)?;
             Mapping::Memory(bytes.bytes.into())
         } else {
-            file.map(seg.file_len)?
+            // Not further: what stands behind the end is nobody's, and need not be readable.
+            file.map(seg.end)?
         };
         let found: Vec<Found> = Scanner::new(&map, seg.salt, FILE_HEADER_BYTES as u64, seg.end).collect();
         let known = Known { first_sequence: seg.first_sequence, declared: Some((seg.end, seg.last_sequence)), floor: seg.last_sequence };

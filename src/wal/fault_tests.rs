@@ -200,7 +200,7 @@ fn a_seal_is_not_starved_by_a_queue_that_is_never_empty() {
 #[test]
 fn a_large_record_without_room_does_not_block_the_log() {
     let dir = tempfile::tempdir().unwrap();
-    let s = LogSettings { max_size: 128 << 10, queue_timeout: Duration::from_millis(50), ..settings(dir.path(), 1 << 14, Engine::Pwrite) };
+    let s = LogSettings { max_size: 128 << 10, queue_timeout: Duration::from_secs(1), ..settings(dir.path(), 1 << 14, Engine::Pwrite) };
     let (mut o, _) = reopen(s).unwrap();
     o.prealloc.step();
     assert!(o.prealloc.is_ready());
