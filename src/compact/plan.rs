@@ -165,7 +165,7 @@ fn scan(
             Mapping::Memory(bytes.bytes.into())
         } else {
             // Not further: what stands behind the end is nobody's, and need not be readable.
-            file.map(seg.end)?
+            file.map(seg.end.min(seg.file_len))?
         };
         let found: Vec<Found> = Scanner::new(&map, seg.salt, FILE_HEADER_BYTES as u64, seg.end).collect();
         let known = Known { first_sequence: seg.first_sequence, declared: Some((seg.end, seg.last_sequence)), floor: seg.last_sequence };
