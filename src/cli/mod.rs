@@ -7,6 +7,7 @@ pub mod bench;
 pub mod config;
 pub mod quarantine;
 pub mod serve;
+pub mod settings;
 pub mod version;
 pub mod wal;
 
