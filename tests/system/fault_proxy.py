@@ -54,14 +54,16 @@ REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 500: "Internal Serve
 
 
 class Rule:
-    def __init__(self, action, ops=None, p=1.0, key="", seconds=1.0, times=None):
-        """`key`: a part of the object's name. `times`: how often at most."""
+    def __init__(self, action, ops=None, p=1.0, key="", seconds=1.0, times=None, hook=None):
+        """`key`: a part of the object's name. `times`: how often at most. `hook` is called when it strikes: after the store's
+        answer where the action awaits it, after the half of `half`, else before anything is passed on."""
         if action not in ACTIONS:
             raise ValueError(f"no action {action}; there are {' '.join(sorted(ACTIONS))}")
         unknown = set(ops or ()) - set(OPS)
         if unknown:
             raise ValueError(f"no operation {' '.join(unknown)}; there are {' '.join(OPS)}")
         self.action, self.ops, self.p, self.key, self.seconds, self.times = action, set(ops) if ops else None, p, key, seconds, times
+        self.hook = hook
 
     def __repr__(self):
         return f"{self.action}({','.join(sorted(self.ops)) if self.ops else 'all'}{f' {self.p:g}' if self.p < 1 else ''}{f' {self.key}' if self.key else ''})"
@@ -338,6 +340,9 @@ class FaultProxy:
     def _act(self, client, request, action, rule, generation):
         if value_of(request.headers, b"expect") and action not in ("cut_before", "hang"):
             client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        hook = rule.hook if rule and rule.hook else lambda: None
+        if action not in ("cut_after", "hang_after", "error200_after", "half"):
+            hook()
         if action == "cut_before":
             client.reset()
             return False
@@ -373,6 +378,7 @@ class FaultProxy:
         pieces = client.body(request.length or 0, request.chunked)
         if action == "half":
             store = self._pass_on(request, self._half(pieces, request))
+            hook()
             store.reset()
             client.reset()
             return False
@@ -382,6 +388,7 @@ class FaultProxy:
             return False
         if action in ("cut_after", "hang_after", "error200_after"):
             self._drain(store, request)
+            hook()
             if action == "cut_after":
                 client.reset()
                 return False

@@ -233,7 +233,7 @@ def one(r, args, kind):
 
 
 def main():
-    args = parser(__doc__, stores=",".join(SERVERS)).parse_args()
+    args = parser(__doc__, stores="moto,radosgw,azurite").parse_args()
     r = Results()
     operations(r)
     for kind in args.stores.split(","):

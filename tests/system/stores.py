@@ -14,7 +14,7 @@ from lib import *
 
 CACHE = os.environ.get("ARC_SYSTEM_CACHE") or os.path.expanduser("~/.cache/arc-system")
 AZURITE = "azurite@3.35.0"
-PYTHON_PACKAGES = ["moto[server,s3]", "boto3", "azure-storage-blob"]
+PYTHON_PACKAGES = ["moto[server,s3]==5.2.5", "boto3", "azure-storage-blob", "duckdb==1.5.5"]
 CEPH_PACKAGES = ["radosgw", "ceph-mon", "ceph-osd", "ceph-base", "ceph-common"]
 # The account and key that azurite documents for everybody.
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -36,25 +36,28 @@ def _run(what, args, timeout=600, **kw):
 
 
 @contextlib.contextmanager
-def _filling(name):
-    """The folder of a cached part and whether it has to be made; a part that was made by halves is made again."""
+def _filling(name, contents):
+    """The folder of a cached part and whether it has to be made; one that was made by halves or of other contents is made again."""
     os.makedirs(CACHE, exist_ok=True)
     folder = os.path.join(CACHE, name)
     with open(folder + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = os.path.join(folder, ".complete")
-        fresh = not os.path.exists(done)
+        fresh = True
+        with contextlib.suppress(OSError), open(done) as f:
+            fresh = f.read() != contents
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
             os.makedirs(folder)
         yield folder, fresh
         if fresh:
-            open(done, "w").close()
+            with open(done, "w") as f:
+                f.write(contents)
 
 
 def python_environment():
-    """A Python environment with moto and the stores' own clients; its packages become importable here as well."""
-    with _filling("stores-python") as (folder, fresh):
+    """A Python environment with moto, the stores' own clients and DuckDB; its packages become importable here as well."""
+    with _filling("stores-python", " ".join(PYTHON_PACKAGES)) as (folder, fresh):
         if fresh:
             note("fetching moto, boto3 and azure-storage-blob")
             _run("python -m venv", [sys.executable, "-m", "venv", folder])
@@ -69,7 +72,7 @@ def python_environment():
 def azurite_folder():
     if shutil.which("npm") is None or shutil.which("node") is None:
         raise Unavailable("no node and npm")
-    with _filling("azurite") as (folder, fresh):
+    with _filling("azurite", AZURITE) as (folder, fresh):
         if fresh:
             note(f"fetching {AZURITE}")
             _run("npm install", ["npm", "install", "--no-audit", "--no-fund", "--silent", AZURITE], cwd=folder)
@@ -81,7 +84,7 @@ def ceph_folder():
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise Unavailable(f"no {tool}: Ceph comes from Debian's packages")
-    with _filling("ceph") as (folder, fresh):
+    with _filling("ceph", " ".join(CEPH_PACKAGES)) as (folder, fresh):
         if fresh:
             note("fetching Ceph from Debian")
             if os.geteuid() == 0:
@@ -186,8 +189,12 @@ class S3Store:
             out += [(o["Key"], o["Size"]) for o in page.get("Contents", [])]
         return out
 
+    @staticmethod
+    def read_with(client, bucket, key):
+        return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
     def read(self, bucket, key):
-        return self.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        return self.read_with(self.client(), bucket, key)
 
     def multiparts(self, bucket):
         """Uploads that were begun and neither completed nor aborted: [(key, upload id)]."""
@@ -240,12 +247,30 @@ class Moto(S3Store):
         ).start()
         self.child.wait_port(self.port, 60)
 
-    @staticmethod
-    def read_with(client, bucket, key):
-        return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    def freeze(self):
+        self.child.freeze()
+
+    def thaw(self):
+        self.child.thaw()
 
     def stop(self):
         self.child.kill()
+
+
+class GcsStandIn(Moto):
+    """Google's XML API as far as it is S3's: moto behind the proxy, which turns the condition of create-only into S3's and adds
+    generations. No Google server and no Google authentication: what this shows of GCS is how arc speaks, not what Google does."""
+
+    name = "gcs_stand_in"
+    kind = "gcs"
+
+    def settings(self, bucket, port=None, prefix=""):
+        if port is None:
+            raise Problem("the stand-in for GCS needs the proxy in front of it")
+        out = {"storage.backend": "gcs", "storage.gcs_bucket": bucket, "storage.gcs_endpoint": f"http://127.0.0.1:{port}"}
+        if prefix:
+            out["storage.gcs_prefix"] = prefix
+        return out
 
 
 class Radosgw(S3Store):
@@ -344,9 +369,11 @@ rgw_enable_gc_threads = true
     def enable_user(self):
         self.admin("user", "enable", "--uid", "arc")
 
-    @staticmethod
-    def read_with(client, bucket, key):
-        return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    def freeze(self):
+        self.gateway.freeze()
+
+    def thaw(self):
+        self.gateway.thaw()
 
     def stop_gateway(self):
         self.gateway.kill()
@@ -415,6 +442,12 @@ class Azurite:
     def download(self, bucket, to, prefix=""):
         return _download(self, bucket, to, prefix)
 
+    def freeze(self):
+        self.child.freeze()
+
+    def thaw(self):
+        self.child.thaw()
+
     def stop_gateway(self):
         self.child.stop()
 
@@ -425,7 +458,7 @@ class Azurite:
         self.child.stop()
 
 
-SERVERS = {"moto": Moto, "radosgw": Radosgw, "azurite": Azurite}
+SERVERS = {"moto": Moto, "radosgw": Radosgw, "azurite": Azurite, "gcs": GcsStandIn}
 
 
 def bring_up(name, base):
