@@ -232,11 +232,44 @@ def one(r, args, kind):
     undo(entry)
 
 
+def gcs(r, args):
+    """The stand-in: Google's condition is kept, generations change with the object."""
+    name = "store_tools/gcs"
+    try:
+        store = bring_up("gcs", workdir(args.keep))
+    except Unavailable as e:
+        r.skip(name, str(e))
+        return
+    entry = defer(store.stop)
+    store.create_bucket("tools")
+    proxy = FaultProxy(store.port, store.kind, args.seed)
+
+    def ask(method, body=None, **headers):
+        c = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        c.request(method, "/tools/a/b", body=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
+        answer = c.getresponse()
+        answer.read()
+        c.close()
+        return answer.status, answer.getheader("x-goog-generation")
+
+    first, second = (ask("PUT", x, x_goog_if_generation_match="0") for x in (b"first", b"second"))
+    seen = ask("HEAD")
+    third = ask("PUT", b"third")
+    r.check(
+        (first[0], second[0], seen[0], third[0]) == (200, 412, 200, 200) and first[1] == seen[1] != third[1] and store.read("tools", "a/b") == b"third", name,
+        f"created {first}, again {second}, there {seen}, replaced {third}",
+    )
+    undo(entry)
+
+
 def main():
-    args = parser(__doc__, stores="moto,radosgw,azurite").parse_args()
+    args = parser(__doc__, stores=",".join(SERVERS)).parse_args()
     r = Results()
     operations(r)
     for kind in args.stores.split(","):
+        if kind == "gcs":
+            case(r, "store_tools/gcs", gcs, r, args)
+            continue
         case(r, f"store_tools/{kind}", one, r, args, kind)
     r.end()
 

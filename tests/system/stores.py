@@ -203,6 +203,12 @@ class S3Store:
             out += [(u["Key"], u["UploadId"]) for u in page.get("Uploads", [])]
         return out
 
+    def drop(self, bucket):
+        """Removes what the bucket holds, so that a server in memory does not grow from case to case."""
+        client, keys = self.client(), [k for k, _ in self.objects(bucket)]
+        for i in range(0, len(keys), 500):
+            client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": k} for k in keys[i : i + 500]]})
+
     def settings(self, bucket, port=None, prefix=""):
         """Keys of arc's configuration; `port` is that of a proxy in front of the store."""
         out = {
@@ -339,7 +345,9 @@ osd_memory_target = 939524096
 rgw_frontends = beast endpoint=127.0.0.1:{self.port}
 rgw_thread_pool_size = 64
 rgw_enable_usage_log = false
-rgw_enable_gc_threads = true
+rgw_gc_obj_min_wait = 5
+rgw_gc_processor_period = 5
+rgw_gc_processor_max_time = 5
 """
             )
         tool = lambda name, *a, timeout=60: _run(name, [f"{root}/usr/bin/{name}", "-c", self.conf, *a], timeout, env=self.env)  # noqa: E731
@@ -430,10 +438,13 @@ class Azurite:
         committed = {b.name for b in c.list_blobs()}
         return [(b.name, "uncommitted") for b in c.list_blobs(include=["uncommittedblobs"]) if b.name not in committed]
 
+    def drop(self, bucket):
+        self.client().delete_container(bucket)
+
     def settings(self, bucket, port=None, prefix=""):
         out = {
             "storage.backend": "azure", "storage.azure_account": AZURE_ACCOUNT, "storage.azure_access_key": AZURE_KEY,
-            "storage.azure_container": bucket, "storage.azure_endpoint": f"http://127.0.0.1:{port or self.port}/{AZURE_ACCOUNT}",
+            "storage.azure_container": bucket, "storage.azure_endpoint": f"http://127.0.0.1:{port or self.port}", "storage.azure_use_emulator": "true",
         }
         if prefix:
             out["storage.azure_prefix"] = prefix
