@@ -179,6 +179,54 @@ label! {
     }
 }
 
+label! {
+    /// What is asked of an object store.
+    StoreOp, "op" {
+        Put = "put",
+        Head = "head",
+        Get = "get",
+        /// One piece of an object that is read.
+        Read = "read",
+        Delete = "delete",
+        /// The beginning of an upload in parts.
+        Begin = "begin",
+        Part = "part",
+        Complete = "complete",
+        Abort = "abort",
+        List = "list",
+    }
+}
+
+label! {
+    /// How a request to an object store ended.
+    StoreOutcome, "outcome" {
+        Ok = "ok",
+        Exists = "exists",
+        Missing = "missing",
+        Denied = "denied",
+        Busy = "busy",
+        Timeout = "timeout",
+        Network = "network",
+        Failed = "failed",
+    }
+}
+
+/// A request to an object store and its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoreCall(pub StoreOp, pub StoreOutcome);
+
+impl LabelSet for StoreCall {
+    const NAMES: &'static [&'static str] = &["op", "outcome"];
+
+    fn all() -> Vec<Vec<&'static str>> {
+        StoreOp::ALL.iter().flat_map(|o| StoreOutcome::ALL.iter().map(|e| vec![o.word(), e.word()])).collect()
+    }
+
+    fn index(self) -> usize {
+        self.0 as usize * StoreOutcome::ALL.len() + self.1 as usize
+    }
+}
+
 /// A route and a class of status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RouteStatus(pub Route, pub StatusClass);
@@ -331,6 +379,12 @@ table! {
     Gauge compact_quarantined_records, Count, "Slices of records set aside because they could not be built";
     Gauge compact_quarantined_bytes, Bytes, "Bytes of slices set aside";
 
+    Counter store_requests_total [StoreCall], Count, "Requests to an object store";
+    Counter store_retries_total, Count, "Requests to an object store that were repeated at once";
+    Gauge store_uploads, Count, "Uploads in parts under way";
+    Counter store_uploads_aborted_total, Count, "Uploads in parts that were given up";
+    Histogram store_put_seconds (LONG), Seconds, "Publishing one object in an object store";
+
     Gauge keys_live, Count, "Idempotency keys remembered";
 }
 
@@ -387,7 +441,7 @@ mod tests {
 
     #[test]
     fn names_follow_the_rule() {
-        let areas = ["build", "process", "http", "ingest", "wal", "compact", "keys"];
+        let areas = ["build", "process", "http", "ingest", "wal", "compact", "store", "keys"];
         let mut seen = HashSet::new();
         for d in TABLE {
             assert!(seen.insert(d.name), "{} twice", d.name);

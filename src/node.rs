@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
 use crate::compact::control::Control;
+use crate::compact::lake::LakeCheck;
 use crate::compact::worker::{Compactor, Settings as CompactSettings, plan_object};
 use crate::format::payload::PayloadView;
 use crate::idempotency::{Keys, Newest};
@@ -119,25 +120,26 @@ pub fn open(
     }
     let shipped_last = state.plans.iter().rev().find(|(_, p)| p.shipped).map(|(k, _)| *k);
     let sink = sink(opened.shared.log).map_err(NodeError::Other)?;
-    if let Some(plan) = shipped_last
-        && !settings.accept_new_lake
-    {
-        let (name, lake) = (plan_object(opened.shared.log, plan), &settings.lake);
-        if sink.describe(&name).map_err(|e| NodeError::Other(format!("lake {lake}: {e}")))?.is_none() {
-            return Err(OpenError::Refused(format!(
-                "{lake}: the lake does not hold {name}, which this log has stored there: expected the lake that was used before. Mount it or correct \
-                 storage.local_path; if it was moved or emptied on purpose, start once with storage.accept_new_lake = true"
-            ))
-            .into());
+    let known_object = shipped_last.filter(|_| !settings.accept_new_lake).map(|plan| plan_object(opened.shared.log, plan));
+    let check = LakeCheck { known_object, lake: settings.lake };
+    // A store that is away does not keep a server from taking writes: the compactor asks it what a start wants to know.
+    let check = if sink.is_remote() {
+        Some(check)
+    } else {
+        match check.run(&*sink) {
+            Ok(None) => {}
+            Ok(Some(why)) => return Err(OpenError::Refused(why).into()),
+            Err(e) => return Err(NodeError::Other(format!("lake {}: {e}", check.lake))),
         }
-    }
-    match sink.sweep() {
-        Ok(s) if s.removed > 0 => tracing::info!(removed = s.removed, "removed files that an earlier run had not finished"),
-        Ok(_) => {}
-        Err(e) => tracing::warn!(error = %e, "looking for unfinished files"),
-    }
+        match sink.sweep() {
+            Ok(s) if s.removed > 0 => tracing::info!(removed = s.removed, "removed files that an earlier run had not finished"),
+            Ok(_) => {}
+            Err(e) => tracing::warn!(error = %e, "looking for unfinished files"),
+        }
+        None
+    };
     let control = Control::new(Arc::clone(&opened.shared), settings.paused);
-    let compactor = Compactor::new(
+    let mut compactor = Compactor::new(
         Arc::clone(&opened.shared),
         Arc::clone(&control),
         Arc::clone(vfs),
@@ -148,6 +150,7 @@ pub fn open(
         Arc::clone(&opened.prealloc),
         settings.compact,
     );
+    compactor.check_first(check);
     Ok(Node {
         shared: opened.shared,
         control,

@@ -249,7 +249,9 @@ async fn shut_down(
 fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: SharedClock) -> Result<Machines, NodeError> {
     let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
     let mut last_line = Instant::now();
-    let node = node::open(&vfs, settings::node_settings(config), &clock, metrics, |log| settings::open_sink(config, log), &mut |p| {
+    let store = (Arc::clone(&metrics), clock.clone());
+    let sink = |log| settings::open_sink(config, log, &store.0, &store.1);
+    let node = node::open(&vfs, settings::node_settings(config), &clock, metrics, sink, &mut |p| {
         engine.recovering(p);
         if last_line.elapsed() > Duration::from_secs(2) {
             last_line = Instant::now();
@@ -301,6 +303,6 @@ fn banner(config: &Config, address: SocketAddr, file: Option<&Path>) -> String {
          204 means   the rows are in the log and {sync} has returned; they reach Parquet exactly once\n",
         version = env!("CARGO_PKG_VERSION"),
         log = config.wal.directory.display(),
-        lake = config.storage.local_path.display(),
+        lake = settings::lake_name(config),
     )
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::clock::SharedClock;
 use crate::compact::Layout;
 use crate::compact::plan::{Bounds as PlanBounds, PlanSettings};
 use crate::compact::worker::Settings as CompactSettings;
@@ -12,8 +13,10 @@ use crate::format::manifest::PlanWriter;
 use crate::http::Settings as HttpSettings;
 use crate::http::engine::WriteSettings;
 use crate::limits::BLOCK;
+use crate::metrics::Metrics;
 use crate::node::NodeSettings;
-use crate::sink::{LocalSink, Sink};
+use crate::sink::object::{AzureSettings, Driver, Endpoint, GcsSettings, ObjectSettings, Remote, S3Settings, Verify};
+use crate::sink::{LocalSink, ObjectSink, Sink};
 use crate::types::LogId;
 use crate::vfs::{Engine as IoEngine, SyncMode};
 use crate::wal::shared::LogSettings;
@@ -25,10 +28,77 @@ const ROW_GROUP_BYTES: usize = 128 << 20;
 ///
 /// # Errors
 /// Text that names the setting.
-pub fn open_sink(config: &Config, log: LogId) -> Result<Arc<dyn Sink>, String> {
-    let lake = &config.storage.local_path;
-    let sink = LocalSink::open(lake, log).map_err(|e| format!("storage.local_path {}: {e}", lake.display()))?;
-    Ok(Arc::new(sink))
+pub fn open_sink(config: &Config, log: LogId, metrics: &Arc<Metrics>, clock: &SharedClock) -> Result<Arc<dyn Sink>, String> {
+    let s = &config.storage;
+    if s.backend == config::Backend::Local {
+        let lake = &s.local_path;
+        let sink = LocalSink::open(lake, log).map_err(|e| format!("storage.local_path {}: {e}", lake.display()))?;
+        return Ok(Arc::new(sink));
+    }
+    let endpoint = Endpoint { timeout: s.timeout, connector: None };
+    let (remote, prefix) = match s.backend {
+        config::Backend::Azure => (Remote::azure(&azure_settings(config), &endpoint)?, &s.azure_prefix),
+        config::Backend::Gcs => (Remote::gcs(&gcs_settings(config), &endpoint)?, &s.gcs_prefix),
+        _ => (Remote::s3(&s3_settings(config), &endpoint)?, &s.s3_prefix),
+    };
+    let object = ObjectSettings {
+        prefix: prefix.trim_matches('/').to_owned(),
+        part_size: s.part_size as usize,
+        parts_in_flight: s.parts_in_flight,
+        puts: s.puts,
+        timeout: s.timeout,
+        verify: match s.verify {
+            config::Verify::Head => Verify::Head,
+            config::Verify::Read => Verify::Read,
+        },
+    };
+    let driver = Driver::threads().map_err(|e| format!("starting the threads of the store: {e}"))?;
+    Ok(Arc::new(ObjectSink::new(remote, object, log, driver, Arc::clone(metrics), clock.clone())))
+}
+
+fn s3_settings(config: &Config) -> S3Settings {
+    let s = &config.storage;
+    S3Settings {
+        bucket: s.s3_bucket.clone(),
+        region: s.s3_region.clone(),
+        endpoint: s.s3_endpoint.clone(),
+        ssl: s.s3_use_ssl,
+        path_style: s.s3_path_style,
+        access_key: s.s3_access_key.clone(),
+        secret_key: s.s3_secret_key.clone(),
+        checksums: s.s3_checksums,
+    }
+}
+
+fn azure_settings(config: &Config) -> AzureSettings {
+    let s = &config.storage;
+    AzureSettings {
+        account: s.azure_account.clone(),
+        container: s.azure_container.clone(),
+        endpoint: s.azure_endpoint.clone(),
+        emulator: s.azure_use_emulator,
+        access_key: s.azure_access_key.clone(),
+        sas_token: s.azure_sas_token.clone(),
+    }
+}
+
+fn gcs_settings(config: &Config) -> GcsSettings {
+    let s = &config.storage;
+    GcsSettings { bucket: s.gcs_bucket.clone(), endpoint: s.gcs_endpoint.clone(), service_account_file: s.gcs_service_account_file.clone() }
+}
+
+/// Where the lake is, for people.
+pub fn lake_name(config: &Config) -> String {
+    let s = &config.storage;
+    let (scheme, root, prefix) = match s.backend {
+        config::Backend::Local => return s.local_path.display().to_string(),
+        config::Backend::S3 => ("s3", s.s3_bucket.clone(), &s.s3_prefix),
+        config::Backend::Azure => ("azure", format!("{}/{}", s.azure_account, s.azure_container), &s.azure_prefix),
+        config::Backend::Gcs => ("gs", s.gcs_bucket.clone(), &s.gcs_prefix),
+    };
+    let prefix = prefix.trim_matches('/');
+    let place = if prefix.is_empty() { format!("{scheme}://{root}") } else { format!("{scheme}://{root}/{prefix}") };
+    if s.backend == config::Backend::S3 && !s.s3_endpoint.is_empty() { format!("{place} at {}", s.s3_endpoint) } else { place }
 }
 
 fn nested(config: &Config) -> Nested {
@@ -77,7 +147,7 @@ pub fn node_settings(config: &Config) -> NodeSettings {
         max_tables: config.ingest.max_tables,
         idempotency_window: config.ingest.idempotency_window,
         idempotency_max_keys: config.ingest.idempotency_max_keys,
-        lake: config.storage.local_path.display().to_string(),
+        lake: lake_name(config),
         accept_new_lake: config.storage.accept_new_lake,
     }
 }

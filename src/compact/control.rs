@@ -168,13 +168,19 @@ impl Control {
     }
 
     pub(super) fn set_forked(&self, why: String) {
-        tracing::error!(error = %why, "forked: nothing more is shipped or released");
+        self.set_refused(format!("forked: {why}"));
+    }
+
+    /// Nothing may be shipped to this store before a person has decided something.
+    pub(super) fn set_refused(&self, why: String) {
+        tracing::error!(error = %why, "nothing more is shipped or released");
         self.shared.set_last_error(why.clone());
         *lock(&self.forked) = Some(why);
         self.shared.nudge();
     }
 
-    /// Why this log and the store disagree about what a plan is, if they do.
+    /// Why nothing is shipped until a person has decided something: this log and the store disagree about what a plan is (`forked: ...`), or
+    /// the store is not the lake of this log, or not one that can be used safely.
     pub fn forked(&self) -> Option<String> {
         lock(&self.forked).clone()
     }

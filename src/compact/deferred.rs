@@ -151,6 +151,10 @@ impl Compactor {
         }
         // Set first: an error of these must not keep the rest of the log from being shipped and released.
         self.deferred_due = Some(now + RETRY);
+        if let Err(e) = self.sink.ready() {
+            self.trouble(&e.to_string());
+            return Ok(false);
+        }
         let all: Vec<(u64, u32)> = self.manifest.state.deferred.keys().copied().collect();
         for (k, n) in all {
             let Some(plan) = self.manifest.state.plans.get(&k).map(|p| p.plan.clone()) else { continue };

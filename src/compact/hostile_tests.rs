@@ -15,19 +15,23 @@ use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use arrow::array::Int64Array;
 
 use super::control::Control;
+use super::lake::LakeCheck;
 use super::name::Layout;
 use super::plan::{Bounds, PlanSettings};
 use super::worker::{Compactor, Settings, Work, plan_object};
 use crate::batch::{Column, TableBatch, ValidBatch, Values};
 use crate::catalog::Catalog;
 use crate::clock::{Clock, SharedClock};
+use crate::config::Secret;
 use crate::error::Reason;
 use crate::format::manifest::PlanWriter;
 use crate::format::payload::{PayloadView, encode};
 use crate::idempotency::Keys;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StoreOp};
+use crate::sink::object::sim_s3::{SimS3, WireFault, WireOp};
+use crate::sink::object::{Driver, Endpoint, ObjectSettings, Remote, S3Settings, Verify};
 use crate::sink::sim::{Call, Fault, Op};
-use crate::sink::{SimStore, Sink};
+use crate::sink::{ObjectSink, SimStore, Sink};
 use crate::types::{LogId, Sequence};
 use crate::vfs::{Engine, SyncMode, Vfs};
 use crate::wal::commit::{Committer, Step};
@@ -118,6 +122,8 @@ struct Server {
     disk: MemoryDisk,
     clock: Arc<TestClock>,
     store: SimStore,
+    /// The store is reached through this, by the client of a real one.
+    wire: Option<Wire>,
     shape: Shape,
     core: Option<Core>,
     /// Sequence and id of what was acknowledged.
@@ -132,6 +138,62 @@ struct Server {
 
 const DIR: &str = "/log";
 
+/// A store on the other side of a wire.
+#[derive(Clone)]
+struct Wire {
+    s3: SimS3,
+    part_size: usize,
+}
+
+impl Wire {
+    fn sink(&self, log: LogId, clock: SharedClock) -> ObjectSink {
+        let s3 = S3Settings {
+            bucket: "bucket".into(),
+            endpoint: "http://127.0.0.1:1".into(),
+            access_key: "key".into(),
+            secret_key: Secret::new("secret"),
+            ..S3Settings::default()
+        };
+        let timeout = Duration::from_secs(30);
+        let remote = Remote::s3(&s3, &Endpoint { timeout, connector: Some(Arc::new(self.s3.clone())) }).unwrap();
+        let settings =
+            ObjectSettings { prefix: String::new(), part_size: self.part_size, parts_in_flight: 2, puts: 1, timeout, verify: Verify::Head };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        ObjectSink::new(remote, settings, log, Driver::here(runtime), Metrics::new(), clock)
+    }
+}
+
+/// A schedule of faults by seed, on the requests themselves.
+fn wire_faults(seed: u64, m: Malice, foreign: Arc<Mutex<BTreeSet<String>>>) -> impl FnMut(&WireOp<'_>) -> Option<WireFault> + Send {
+    let mut rng = Rng(seed ^ 0x317eu64 << 32);
+    move |w| {
+        if !rng.one_in(m.one_in) {
+            return None;
+        }
+        if m.kills && rng.one_in(6) {
+            resume_unwind(Box::new(Killed));
+        }
+        Some(match rng.below(14) {
+            0 => WireFault::Answers(507, ""),
+            1 => WireFault::Answers(403, ["AccessDenied", "RequestTimeTooSkewed", "QuotaExceeded"][rng.below(3) as usize]),
+            2 => WireFault::Answers(400, "ExpiredToken"),
+            3 => WireFault::Answers(503, "SlowDown"),
+            4 => WireFault::AnswersAfter(500, "InternalError"),
+            5 => WireFault::ErrorBody,
+            6 => WireFault::ErrorBodyAfter,
+            7 | 8 => WireFault::ReplyLost,
+            9 | 10 => WireFault::Late,
+            11 => WireFault::Hangs,
+            12 => WireFault::CutAnswer,
+            _ if m.vandals && w.op == StoreOp::Put && w.key.ends_with(".parquet") => {
+                foreign.lock().unwrap().insert(w.key.to_owned());
+                WireFault::KeepsHalf
+            }
+            _ => WireFault::Refused,
+        })
+    }
+}
+
 impl Server {
     fn new(disk: MemoryDisk, seed: u64, store: SimStore, shape: Shape) -> Self {
         let trace = std::env::var_os("ARC_HOSTILE_TRACE").is_some();
@@ -139,6 +201,7 @@ impl Server {
             disk,
             clock: TestClock::new(seed),
             store,
+            wire: None,
             shape,
             core: None,
             acked: vec![],
@@ -184,7 +247,11 @@ impl Server {
         .unwrap();
         catalog.restore(o.manifest.state.tables.values()).unwrap();
         let control = Control::new(Arc::clone(&o.shared), false);
-        let sink: Arc<dyn Sink> = Arc::new(self.store.clone());
+        let clock_of_store: SharedClock = self.clock.clone();
+        let sink: Arc<dyn Sink> = match &self.wire {
+            None => Arc::new(self.store.clone()),
+            Some(w) => Arc::new(w.sink(o.shared.log, clock_of_store)),
+        };
         let bounds = Bounds { bytes: 1 << 30, rows: self.shape.max_rows, outputs: self.shape.max_outputs };
         let writer = PlanWriter {
             version: "test".into(),
@@ -201,7 +268,7 @@ impl Server {
             row_group_bytes: 1 << 20,
         };
         let keys = Keys::new(Duration::from_secs(60), 10, clock);
-        let compactor = Compactor::new(
+        let mut compactor = Compactor::new(
             Arc::clone(&o.shared),
             Arc::clone(&control),
             vfs,
@@ -212,6 +279,7 @@ impl Server {
             Arc::clone(&o.prealloc),
             compact,
         );
+        compactor.check_first(self.wire.as_ref().map(|_| LakeCheck { known_object: None, lake: "the store".into() }));
         self.say(|| format!("started, {:?}", o.shared.watermarks()));
         self.core = Some(Core {
             appender: Appender::new(Arc::clone(&o.shared)),
@@ -459,7 +527,7 @@ fn seeds(usual: u64) -> std::ops::Range<u64> {
 }
 
 /// One server, one store, one seed. Returns the number of calls of the store, for the comparison of two runs.
-fn one_server(seed: u64) -> (u64, Vec<String>) {
+fn one_server(seed: u64, wired: bool) -> (u64, Vec<String>) {
     let mut rng = Rng(seed);
     let store = SimStore::new();
     let foreign = Arc::new(Mutex::new(BTreeSet::new()));
@@ -471,8 +539,16 @@ fn one_server(seed: u64) -> (u64, Vec<String>) {
     let m = Malice { one_in: [3, 6, 12, 40][rng.below(4) as usize], kills: rng.one_in(2), vandals: rng.one_in(3) };
     let mut s = Server::new(MemoryDisk::default(), seed, store.clone(), shape);
     let stall = Arc::clone(&s.clock);
-    store.set_stall(move |t| stall.advance(t));
-    store.set_faults(faults(seed, m, Arc::clone(&foreign)));
+    let s3 = SimS3::new(store.clone());
+    if wired {
+        s.wire = Some(Wire { s3: s3.clone(), part_size: if rng.one_in(3) { 1 << 20 } else { 500 } });
+        s3.set_overwrites(false, rng.one_in(2));
+        s3.set_stall(move |t| stall.advance(t));
+        s3.set_faults(wire_faults(seed, m, Arc::clone(&foreign)));
+    } else {
+        store.set_stall(move |t| stall.advance(t));
+        store.set_faults(faults(seed, m, Arc::clone(&foreign)));
+    }
     let mut sent = Sent::new();
     s.start();
     for id in 0..150 {
@@ -504,6 +580,8 @@ fn one_server(seed: u64) -> (u64, Vec<String>) {
                 let late = store.late().len() as u64;
                 if late > 0 {
                     store.land(rng.below(late) as usize);
+                } else if s3.late() > 0 {
+                    s3.land(rng.below(s3.late() as u64) as usize);
                 }
             }
             19 => clean(&store, &foreign),
@@ -511,6 +589,7 @@ fn one_server(seed: u64) -> (u64, Vec<String>) {
         }
     }
     store.clear_faults();
+    s3.clear_faults();
     clean(&store, &foreign);
     let acked = |s: &Server| s.acked.iter().map(|(_, id)| *id).collect::<BTreeSet<_>>();
     assert!(s.drain(), "seed {seed}: not drained: {:?}", s.core.as_ref().and_then(|c| c.shared.last_error()));
@@ -518,11 +597,15 @@ fn one_server(seed: u64) -> (u64, Vec<String>) {
     while !store.late().is_empty() {
         store.land(0);
     }
+    while s3.late() > 0 {
+        s3.land(0);
+    }
     s.kill();
     s.append_after_restart(&mut sent);
     assert!(s.drain(), "seed {seed}: not drained after a restart");
     check_rows(&store, &sent, &acked(&s), &s.unknown, seed);
-    (store.calls(), store.objects().into_keys().collect())
+    assert_eq!(s3.uploads(), Vec::<String>::new(), "seed {seed}: uploads are left");
+    (store.calls() + s3.requests(), store.objects().into_keys().filter(|k| !k.contains("/probe-")).collect())
 }
 
 impl Server {
@@ -537,14 +620,24 @@ impl Server {
 #[test]
 fn every_acknowledged_row_is_in_a_hostile_store_exactly_once() {
     for seed in seeds(120) {
-        one_server(seed);
+        one_server(seed, false);
+    }
+}
+
+/// The same through the client of a real store, against what a wire and a store behind it can do.
+#[test]
+fn every_acknowledged_row_is_behind_a_hostile_wire_exactly_once() {
+    for seed in seeds(120) {
+        one_server(seed, true);
     }
 }
 
 #[test]
 fn a_seed_is_a_run() {
     for seed in [3, 4, 5, 6] {
-        assert_eq!(one_server(seed), one_server(seed), "seed {seed}");
+        for wired in [false, true] {
+            assert_eq!(one_server(seed, wired), one_server(seed, wired), "seed {seed}, wired {wired}");
+        }
     }
 }
 

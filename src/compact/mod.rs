@@ -6,6 +6,7 @@ pub mod columns;
 pub mod control;
 mod deferred;
 mod encodings;
+pub mod lake;
 pub mod name;
 mod outputs;
 pub mod parquet;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use super::SchemaColumn;
 use super::builder::{Ready, SUSPICIONS, Stop, Trouble, build_one, hex, try_each};
@@ -12,8 +12,9 @@ use super::plan::Slices;
 use super::quarantine::{self, Quarantined};
 use super::worker::{Compactor, Current, commit_entry, same};
 use crate::format::manifest::{Entry, Plan};
-use crate::sink::Published;
+use crate::sink::{ObjectInfo, Published, Sink, SinkError, SinkResult, Staged};
 use crate::types::Sequence;
+use crate::wal::manifest::OutputFile;
 
 impl Compactor {
     fn spec(&self, plan: &Plan, n: u32) -> Option<OutputSpec> {
@@ -67,6 +68,8 @@ impl Compactor {
         // One probe file, so one builder.
         let probe = if c.cautious { self.probe.take() } else { None };
         let workers = if probe.is_some() { 1 } else { self.settings.workers.clamp(1, todo.len().max(1)) };
+        // Where a put takes a round trip, what is built meanwhile goes out with the next ones.
+        let puts = self.sink.parallel();
         let skips = self.culprits(&c.plan);
         let sink = Arc::clone(&self.sink);
         let (shared, control) = (Arc::clone(&self.shared), Arc::clone(&self.control));
@@ -85,13 +88,13 @@ impl Compactor {
             built
         };
         let mut stopped = BTreeMap::new();
-        let result = if workers == 1 {
+        let result = if workers == 1 && (puts == 1 || probe.is_some()) {
             // On this thread, so that a step of the compactor is one thread's work, in one order.
             todo.iter().take_while(|_| !control.is_stopped()).try_for_each(|n| self.hand_over(c, vec![(*n, build(*n))], &mut stopped))
         } else {
             let next = AtomicUsize::new(0);
-            // One finished output waits at most for each worker: what is staged is bounded.
-            let (tx, rx) = mpsc::sync_channel::<(u32, Result<Ready, Trouble>)>(workers);
+            // One finished output waits at most for each worker, or for each put: what is staged is bounded.
+            let (tx, rx) = mpsc::sync_channel::<(u32, Result<Ready, Trouble>)>(workers.max(puts));
             std::thread::scope(|scope| {
                 for _ in 0..workers {
                     let (tx, next, build, control) = (tx.clone(), &next, &build, &control);
@@ -108,7 +111,7 @@ impl Compactor {
                 let rx = rx;
                 while let Ok(first) = rx.recv() {
                     let mut batch = vec![first];
-                    batch.extend(rx.try_iter());
+                    batch.extend(rx.try_iter().take(workers.max(puts)));
                     self.hand_over(c, batch, &mut stopped)?;
                 }
                 Ok(())
@@ -125,6 +128,7 @@ impl Compactor {
         batch: Vec<(u32, Result<Ready, Trouble>)>,
         stopped: &mut BTreeMap<u32, Stop>,
     ) -> Result<(), Trouble> {
+        let failed_before = stopped.values().filter(|s| !s.lasting).count();
         let mut ready = Vec::new();
         for (n, r) in batch {
             match r {
@@ -138,7 +142,12 @@ impl Compactor {
                 Err(e) => return Err(e),
             }
         }
-        self.publish(&c.plan, &c.slices, ready, stopped)
+        let committed = self.publish(&c.plan, &c.slices, ready, stopped)?;
+        if committed == 0 && stopped.values().filter(|s| !s.lasting).count() > failed_before {
+            // With the store away every further output would only be built to wait for its timeout.
+            self.ask_store()?;
+        }
+        Ok(())
     }
 
     /// Records at which earlier attempts ended again and again, by output.
@@ -159,8 +168,8 @@ impl Compactor {
         out
     }
 
-    /// Quarantine, intents, names, commits: each durable before the next.
-    fn publish(&mut self, plan: &Plan, slices: &Slices, ready: Vec<Ready>, stopped: &mut BTreeMap<u32, Stop>) -> Result<(), Trouble> {
+    /// Quarantine, intents, names, commits: each durable before the next. Returns how many outputs were committed.
+    fn publish(&mut self, plan: &Plan, slices: &Slices, ready: Vec<Ready>, stopped: &mut BTreeMap<u32, Stop>) -> Result<usize, Trouble> {
         let mut intents = Vec::new();
         for r in &ready {
             self.quarantine(plan, slices, r)?;
@@ -181,42 +190,27 @@ impl Compactor {
         self.append(intents, &[])?;
         let mut commits = Vec::new();
         let started = self.shared.clock.monotonic();
-        for r in ready {
-            let Some(o) = plan.outputs.get(r.output as usize) else { continue };
-            let Some(staged) = r.staged else {
-                commits.push((r.output, r.file));
-                continue;
-            };
-            let published = staged.publish().and_then(|p| match p {
-                Published::Created => Ok(None),
-                Published::AlreadyThere => {
-                    let there = self.sink.describe(&o.name)?;
-                    if there.as_ref().is_some_and(|i| same(&r.file, i)) {
-                        self.sink.confirm(&o.name)?;
-                        return Ok(None);
-                    }
-                    Ok(Some(there))
-                }
-            });
+        let mut full = None;
+        for (n, file, published) in publish_each(&*self.sink, plan, ready) {
             match published.map_err(Trouble::from) {
-                Ok(None) => commits.push((r.output, r.file)),
+                Ok(Put::Ours) => commits.push((n, file)),
                 Err(Trouble::Retry(why)) => {
-                    stopped.insert(r.output, Stop { why, lasting: false });
+                    stopped.insert(n, Stop { why, lasting: false });
                 }
                 Err(Trouble::Lasting(why)) => {
-                    stopped.insert(r.output, Stop { why, lasting: true });
+                    stopped.insert(n, Stop { why, lasting: true });
                 }
-                Err(e) => return Err(e),
-                Ok(Some(other)) => {
+                Err(e) => full = full.or(Some(e)),
+                Ok(Put::Foreign(other)) => {
                     let why = format!(
                         "{}: another object has this name ({}), expected {} bytes with SHA-256 {}; this output waits until it is moved away",
-                        o.name,
+                        plan.outputs.get(n as usize).map_or("", |o| &o.name),
                         other.map_or("gone meanwhile".into(), |i| format!("{} bytes, SHA-256 {}", i.len, hex(&i.sha256))),
-                        r.file.length,
-                        r.file.sha256
+                        file.length,
+                        file.sha256
                     );
                     tracing::error!(error = %why, "an output is stopped");
-                    stopped.insert(r.output, Stop { why, lasting: true });
+                    stopped.insert(n, Stop { why, lasting: true });
                 }
             }
         }
@@ -224,7 +218,7 @@ impl Compactor {
         let entries = commits.iter().map(|(n, f)| commit_entry(plan.plan, *n, f)).collect();
         self.append(entries, &[])?;
         self.count_commits(&commits);
-        Ok(())
+        full.map_or(Ok(commits.len()), Err)
     }
 
     fn quarantine(&mut self, plan: &Plan, slices: &Slices, r: &Ready) -> Result<(), Trouble> {
@@ -251,4 +245,47 @@ impl Compactor {
         }
         Ok(())
     }
+}
+
+/// What has the name of an output after it was published.
+enum Put {
+    /// Its own bytes, durably.
+    Ours,
+    Foreign(Option<ObjectInfo>),
+}
+
+/// Gives one output its name.
+fn publish_one(sink: &dyn Sink, name: &str, file: &OutputFile, staged: Box<dyn Staged>) -> SinkResult<Put> {
+    if staged.publish()? == Published::Created {
+        return Ok(Put::Ours);
+    }
+    let there = sink.describe(name)?;
+    if there.as_ref().is_some_and(|i| same(file, i)) {
+        sink.confirm(name)?;
+        return Ok(Put::Ours);
+    }
+    Ok(Put::Foreign(there))
+}
+
+/// Publishes on this thread, in order, or on as many as the sink can use. Every intent is durable.
+fn publish_each(sink: &dyn Sink, plan: &Plan, ready: Vec<Ready>) -> Vec<(u32, OutputFile, SinkResult<Put>)> {
+    let one = |r: Ready| {
+        let put = match (plan.outputs.get(r.output as usize), r.staged) {
+            (Some(o), Some(staged)) => publish_one(sink, &o.name, &r.file, staged),
+            (Some(_), None) => Ok(Put::Ours),
+            (None, _) => Err(SinkError::from_io(format!("output {}", r.output), std::io::Error::other("the plan has no such output"))),
+        };
+        (r.output, r.file, put)
+    };
+    let threads = sink.parallel().min(ready.len());
+    if threads <= 1 {
+        return ready.into_iter().map(one).collect();
+    }
+    let queue = Mutex::new(ready.into_iter());
+    let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    std::thread::scope(|scope| {
+        let work = || std::iter::from_fn(take).map(one).collect::<Vec<_>>();
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        running.into_iter().flat_map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+    })
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::builder::{Probe, Trouble, UNCLEAN_ENDS, hex};
 use super::control::Control;
+use super::lake::LakeCheck;
 use super::plan::{PlanSettings, Slices, make, resume};
 use super::quarantine::{self, Quarantined};
 use crate::catalog::Catalog;
@@ -95,6 +96,10 @@ pub struct Compactor {
     /// The log and the lake are on one filesystem.
     shares_disk: bool,
     pub(super) probe: Option<Probe>,
+    /// What is to be asked of the store before anything is shipped.
+    pub(super) unchecked: Option<LakeCheck>,
+    /// The last attempt failed in a way that a store that is away explains.
+    pub(super) doubtful: bool,
 }
 
 impl Compactor {
@@ -137,6 +142,8 @@ impl Compactor {
             awaited: None,
             shares_disk,
             probe,
+            unchecked: None,
+            doubtful: false,
         };
         c.count_quarantine();
         c.count_deferred();
@@ -219,6 +226,12 @@ impl Compactor {
     }
 
     fn advance(&mut self) -> Result<Work, Trouble> {
+        if self.unchecked.is_some() {
+            if self.release()? {
+                return Ok(Work::Worked);
+            }
+            self.check_lake()?;
+        }
         if self.current.is_none() {
             if self.retry_deferred()? || self.release()? {
                 return Ok(Work::Worked);
@@ -362,6 +375,9 @@ impl Compactor {
 
     /// Carries the plan as far as it goes; true when it is shipped.
     fn drive(&mut self, c: &mut Current) -> Result<bool, Trouble> {
+        if std::mem::take(&mut self.doubtful) {
+            self.ask_store()?;
+        }
         if !c.announced {
             self.announce(c)?;
         }
@@ -372,6 +388,10 @@ impl Compactor {
         let todo: Vec<u32> = (0..c.plan.outputs.len() as u32).filter(|n| !self.is_settled(&c.plan, *n)).collect();
         if !todo.is_empty() {
             let stopped = self.build_all(c, &todo)?;
+            if stopped.values().any(|s| !s.lasting) {
+                // Records move aside for an output that cannot be published, not for a store that is away.
+                self.ask_store()?;
+            }
             if self.control.is_stopped() {
                 // The next attempt at this plan does not follow an unclean end.
                 self.append(vec![Entry::Stopped { plan: c.plan.plan }], &[])?;
@@ -401,6 +421,14 @@ impl Compactor {
         self.control.set_plan(None);
         tracing::info!(plan = c.plan.plan, through = last, "plan shipped");
         Ok(true)
+    }
+
+    /// Whether the store as a whole answers.
+    pub(super) fn ask_store(&mut self) -> Result<(), Trouble> {
+        self.sink.ready().map_err(|e| {
+            self.doubtful = true;
+            e.into()
+        })
     }
 
     pub(super) fn is_committed(&self, plan: &Plan, n: u32) -> bool {

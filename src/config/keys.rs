@@ -3,7 +3,7 @@
 //! The table makes the structs, and it drives the file, the environment, `--set`, `arc config show` and
 //! `arc config reference`, so that none of them can forget a key.
 
-use super::value::{Codec, Directory, Flag, GB, Int, KB, Kind, MB, OneOf, Size, Span, Text, Word};
+use super::value::{Codec, Directory, Flag, GB, Int, KB, Kind, MB, Maybe, MaybeFile, OneOf, Secret, Size, Span, Text, Word};
 use crate::limits;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub struct Key {
     pub doc: &'static str,
     /// What it holds.
     pub kind: Kind,
+    /// Its value is printed nowhere.
+    pub secret: bool,
     /// What a value must look like, for errors.
     pub expected: fn() -> String,
     /// Sets the value from text; false if the text is not as expected.
@@ -85,6 +87,7 @@ macro_rules! schema {
                 name: stringify!($key),
                 doc: concat!($($doc),+),
                 kind: <$codec as Codec>::KIND,
+                secret: <$codec as Codec>::SECRET,
                 expected: <$codec as Codec>::expected,
                 set: |config, text| match <$codec as Codec>::parse(text) {
                     Some(v) => {
@@ -151,6 +154,19 @@ words! {
     Backend {
         /// A local directory.
         Local = "local",
+        /// Amazon S3, or a store that speaks like it.
+        S3 = "s3",
+        /// Azure Blob Storage.
+        Azure = "azure",
+        /// Google Cloud Storage.
+        Gcs = "gcs",
+    }
+    /// `storage.verify`: what is looked at after an object was put.
+    Verify {
+        /// That it is there with the right length.
+        Head = "head",
+        /// All of its bytes.
+        Read = "read",
     }
     /// `storage.layout`: the directories of a partition.
     Layout {
@@ -275,7 +291,7 @@ schema! {
     }
     /// Where Parquet files go.
     storage: StorageConfig {
-        /// Kind of store; only "local" so far.
+        /// Kind of store: "local", "s3", "azure" or "gcs".
         backend: OneOf<Backend> = Backend::Local;
         /// Directory of the lake for backend = "local"; created if missing.
         local_path: Directory = "./data/lake".into();
@@ -283,6 +299,56 @@ schema! {
         accept_new_lake: Flag = false;
         /// Partition directories: "hive" is date=YYYY-MM-DD/hour=HH, "arc" is YYYY/MM/DD/HH.
         layout: OneOf<Layout> = Layout::Hive;
+        /// Bucket for backend = "s3".
+        s3_bucket: Maybe = String::new();
+        /// Region of the bucket; empty takes AWS_REGION, else us-east-1.
+        s3_region: Maybe = String::new();
+        /// host[:port] or URL of a store that speaks S3; empty is Amazon's.
+        s3_endpoint: Maybe = String::new();
+        /// What stands before every key, such as "lake/eu".
+        s3_prefix: Maybe = String::new();
+        /// Access key; empty takes the credentials of the environment or of the machine, which are renewed before they expire.
+        s3_access_key: Maybe = String::new();
+        /// Secret key that goes with s3_access_key.
+        s3_secret_key: Secret = Secret::default();
+        /// https, where s3_endpoint says neither http:// nor https://.
+        s3_use_ssl: Flag = true;
+        /// The bucket is part of the path instead of the host name; most stores other than Amazon's want it.
+        s3_path_style: Flag = false;
+        /// Bodies carry a SHA-256 that the store compares; false for a store that does not know it.
+        s3_checksums: Flag = true;
+        /// Storage account for backend = "azure".
+        azure_account: Maybe = String::new();
+        /// Container for backend = "azure".
+        azure_container: Maybe = String::new();
+        /// What stands before every name.
+        azure_prefix: Maybe = String::new();
+        /// Key of the account; without it and without azure_sas_token, managed or workload identity or the environment.
+        azure_access_key: Secret = Secret::default();
+        /// Shared access signature in place of a key.
+        azure_sas_token: Secret = Secret::default();
+        /// URL of the blob service; empty is https://<account>.blob.core.windows.net.
+        azure_endpoint: Maybe = String::new();
+        /// The endpoint is an emulator: the account is part of the path.
+        azure_use_emulator: Flag = false;
+        /// Bucket for backend = "gcs".
+        gcs_bucket: Maybe = String::new();
+        /// What stands before every name.
+        gcs_prefix: Maybe = String::new();
+        /// Key file of a service account; empty takes the credentials of the environment or of the machine.
+        gcs_service_account_file: MaybeFile = "".into();
+        /// URL of the XML API; empty is Google's. Requests to a plain http:// one carry no credentials.
+        gcs_endpoint: Maybe = String::new();
+        /// Time for one request to an object store; the completion of a large upload gets four times as much.
+        timeout: Span = Duration::from_secs(30);
+        /// Objects up to this size are put in one piece, larger ones in pieces of it; 10,000 pieces are the most.
+        part_size: Size<{ 5 * MB }, GB> = 8 * MB;
+        /// Pieces of one object on their way at one time.
+        parts_in_flight: Int<usize, 1, 64> = 2;
+        /// Objects put at one time.
+        puts: Int<usize, 1, 256> = 8;
+        /// After each put: "head" looks whether the object is there with its length, "read" reads it back and compares.
+        verify: OneOf<Verify> = Verify::Head;
     }
     /// From the log to Parquet.
     compaction: CompactionConfig {

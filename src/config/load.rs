@@ -1,6 +1,6 @@
 //! Reads the layers, and checks what came out.
 
-use super::keys::{Config, KEYS, Key, SyncMode, find};
+use super::keys::{Backend, Config, KEYS, Key, SyncMode, find};
 use super::value::{Kind, show_size};
 use super::{ConfigError, LoadOptions, Origin, Origins, Warning};
 use crate::limits;
@@ -88,6 +88,7 @@ fn apply_file(config: &mut Config, origins: &mut Origins, path: &Path, text: &st
             let value = value.get_ref();
             match scalar(value, KEYS[i].kind) {
                 Some(text) => set(config, origins, i, &text, origin, || describe(value))?,
+                None if KEYS[i].secret => return Err(refused(&KEYS[i], &origin, "something else".into())),
                 None => return Err(refused(&KEYS[i], &origin, describe(value))),
             }
         }
@@ -128,7 +129,8 @@ fn set(
     found: impl FnOnce() -> String,
 ) -> Result<(), ConfigError> {
     if !(KEYS[i].set)(config, text) {
-        return Err(refused(&KEYS[i], &origin, found()));
+        let found = if KEYS[i].secret { "something else".into() } else { found() };
+        return Err(refused(&KEYS[i], &origin, found));
     }
     origins.by_key[i] = origin;
     Ok(())
@@ -241,8 +243,9 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
             named("server.max_payload_size")
         ));
     }
+    check_storage(config, &named)?;
     let (log, lake) = (lexical(&wal.directory), lexical(&config.storage.local_path));
-    if log.starts_with(&lake) {
+    if config.storage.backend == Backend::Local && log.starts_with(&lake) {
         return refuse(format!(
             "{} is {}, or in it: names of databases and those of the log's own directories could meet there; put them side by side",
             named("wal.directory"),
@@ -264,6 +267,36 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
             named("wal.reserve"),
             named("wal.segment_size")
         )));
+    }
+    Ok(())
+}
+
+/// What a backend cannot do without, and what does not go together.
+fn check_storage(config: &Config, named: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
+    let s = &config.storage;
+    let refuse = |text: String| Err(ConfigError::Conflict(text));
+    let needed: &[(&str, &String)] = match s.backend {
+        Backend::Local => &[],
+        Backend::S3 => &[("storage.s3_bucket", &s.s3_bucket)],
+        Backend::Azure => &[("storage.azure_account", &s.azure_account), ("storage.azure_container", &s.azure_container)],
+        Backend::Gcs => &[("storage.gcs_bucket", &s.gcs_bucket)],
+    };
+    if let Some((path, _)) = needed.iter().find(|(_, v)| v.is_empty()) {
+        return refuse(format!("{} needs {path}: set it", named("storage.backend")));
+    }
+    if s.s3_access_key.is_empty() != s.s3_secret_key.is_empty() {
+        return refuse(
+            "storage.s3_access_key and storage.s3_secret_key go together: set both, or neither for the credentials of the environment"
+                .into(),
+        );
+    }
+    for (path, prefix) in
+        [("storage.s3_prefix", &s.s3_prefix), ("storage.azure_prefix", &s.azure_prefix), ("storage.gcs_prefix", &s.gcs_prefix)]
+    {
+        let bare = prefix.trim_matches('/');
+        if !bare.is_empty() && bare.split('/').any(|p| p.is_empty() || p.starts_with('.')) {
+            return refuse(format!("{}: expected names with single slashes between them, none beginning with a dot", named(path)));
+        }
     }
     Ok(())
 }
@@ -545,5 +578,34 @@ mod tests {
     fn the_committed_file_is_the_reference() {
         let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/arc.toml")).unwrap();
         assert!(committed == keys::reference(), "arc.toml is out of date: arc config reference > arc.toml");
+    }
+
+    #[test]
+    fn a_backend_says_what_it_needs() {
+        has(&error("", &[], &["storage.backend=s3"]), &["storage.backend = s3 (--set)", "storage.s3_bucket"]);
+        has(&error("", &[], &["storage.backend=azure", "storage.azure_account=a"]), &["storage.azure_container"]);
+        has(&error("", &[], &["storage.backend=gcs"]), &["storage.gcs_bucket"]);
+        has(&error("", &[], &["storage.s3_access_key=a"]), &["storage.s3_secret_key", "both"]);
+        for prefix in ["a//b", "../a", "a/.b"] {
+            has(&error("", &[], &[&format!("storage.s3_prefix={prefix}")]), &["storage.s3_prefix"]);
+        }
+        let sets = ["storage.backend=s3", "storage.s3_bucket=b", "storage.s3_prefix=/a/b/", "storage.local_path=./data"];
+        let (config, _, _) = load("", &[("ARC_STORAGE_S3_SECRET_KEY", "hush"), ("ARC_STORAGE_S3_ACCESS_KEY", "id")], &sets).unwrap();
+        assert_eq!(config.storage.s3_secret_key.reveal(), "hush");
+    }
+
+    #[test]
+    fn secrets_are_shown_nowhere() {
+        let sets = ["storage.azure_access_key=hush", "storage.azure_sas_token=hush"];
+        let env = [("ARC_STORAGE_S3_SECRET_KEY", "hush"), ("ARC_STORAGE_S3_ACCESS_KEY", "id")];
+        let (config, _, _) = load("", &env, &sets).unwrap();
+        for key in KEYS {
+            assert!(!(key.show)(&config).contains("hush") && !(key.json)(&config).to_string().contains("hush"), "{}", key.path());
+        }
+        assert!(!format!("{config:?}").contains("hush"));
+        // What is shown is not taken for the secret.
+        has(&error("", &[], &["storage.azure_access_key=******"]), &["storage.azure_access_key"]);
+        let e = error("", &[("ARC_STORAGE_S3_SECRET_KEY", "hush\n")], &[]);
+        assert!(!e.contains("hush"), "{e}");
     }
 }

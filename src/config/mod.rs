@@ -10,10 +10,10 @@ mod load;
 
 pub use keys::{
     Backend, CompactionConfig, Compression, Config, IngestConfig, KEYS, Key, Layout, LogConfig, LogFormat, LogLevel, Nested, OnDamage,
-    SECTIONS, ServerConfig, StorageConfig, SyncMode, WalConfig, WalIo, reference,
+    SECTIONS, ServerConfig, StorageConfig, SyncMode, Verify, WalConfig, WalIo, reference,
 };
 pub use load::is_loopback;
-pub use value::Word;
+pub use value::{Secret, Word};
 
 use std::fmt;
 use std::path::PathBuf;

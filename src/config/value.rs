@@ -36,6 +36,8 @@ impl Kind {
 pub trait Codec {
     type Value;
     const KIND: Kind;
+    /// Values are printed nowhere, not even in errors.
+    const SECRET: bool = false;
     /// For errors: "expected ...".
     fn expected() -> String;
     fn parse(text: &str) -> Option<Self::Value>;
@@ -79,6 +81,85 @@ impl Codec for Directory {
     }
     fn show(value: &PathBuf) -> String {
         value.to_string_lossy().into_owned()
+    }
+}
+
+/// Text that may be empty: not set.
+#[derive(Debug)]
+pub struct Maybe;
+
+impl Codec for Maybe {
+    type Value = String;
+    const KIND: Kind = Kind::Text;
+    fn expected() -> String {
+        "a string without control characters, empty for none".into()
+    }
+    fn parse(text: &str) -> Option<String> {
+        (!text.chars().any(char::is_control)).then(|| text.trim().to_owned())
+    }
+    fn show(value: &String) -> String {
+        value.clone()
+    }
+}
+
+/// A path that may be empty: not set.
+#[derive(Debug)]
+pub struct MaybeFile;
+
+impl Codec for MaybeFile {
+    type Value = PathBuf;
+    const KIND: Kind = Kind::Text;
+    fn expected() -> String {
+        "a path, empty for none".into()
+    }
+    fn parse(text: &str) -> Option<PathBuf> {
+        Maybe::parse(text).map(PathBuf::from)
+    }
+    fn show(value: &PathBuf) -> String {
+        value.to_string_lossy().into_owned()
+    }
+}
+
+/// Text that nothing prints; may be empty: not set.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(String);
+
+/// What stands for a secret wherever a configuration is shown.
+const MASK: &str = "******";
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The text itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.is_empty() { "none" } else { MASK })
+    }
+}
+
+impl Codec for Secret {
+    type Value = Self;
+    const KIND: Kind = Kind::Text;
+    const SECRET: bool = true;
+    fn expected() -> String {
+        format!("a string without control characters, empty for none, and not the {MASK} that is shown in its place")
+    }
+    fn parse(text: &str) -> Option<Self> {
+        Maybe::parse(text).filter(|t| t != MASK).map(Self)
+    }
+    fn show(value: &Self) -> String {
+        if value.is_empty() { String::new() } else { MASK.into() }
     }
 }
 

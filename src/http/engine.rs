@@ -320,7 +320,7 @@ impl Backend for Engine {
             json!({"durable": w.durable, "shipped": w.shipped, "blocked": r.shared.blocked() != Blocked::No, "damage": r.control.damage().len()}),
         );
         if let Some(why) = r.control.forked() {
-            return Readiness { ready: false, reason: Some(format!("forked: {why}")), progress };
+            return Readiness { ready: false, reason: Some(why), progress };
         }
         match r.shared.admit() {
             Ok(_) => Readiness { ready: true, reason: None, progress },

@@ -7,12 +7,14 @@
 //! what was once published is never replaced.
 
 pub mod local;
+pub mod object;
 pub mod retry;
 pub mod sim;
 
 use std::io::{self, Write};
 
 pub use local::LocalSink;
+pub use object::ObjectSink;
 pub use retry::Backoff;
 pub use sim::SimStore;
 
@@ -152,6 +154,32 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// [`SinkError`]; leftovers do no harm, so a caller may go on.
     fn sweep(&self) -> SinkResult<Swept>;
+
+    /// A store that may be away when the server starts: what a start asks of it is asked later, by whoever ships.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Called once, before anything is put, until it succeeds: tells a store that cannot be used safely, and sweeps.
+    ///
+    /// # Errors
+    /// [`SinkError::Permanent`]: this store must not be used. Others: not now.
+    fn prepare(&self) -> SinkResult<()> {
+        Ok(())
+    }
+
+    /// Whether the store as a whole answers: asked after something failed, to tell an output that waits from a store that is away.
+    ///
+    /// # Errors
+    /// [`SinkError`]: nothing can be stored at the moment.
+    fn ready(&self) -> SinkResult<()> {
+        Ok(())
+    }
+
+    /// Objects that are best published at one time.
+    fn parallel(&self) -> usize {
+        1
+    }
 }
 
 /// Most bytes that [`Sink::put_small`] reads back.

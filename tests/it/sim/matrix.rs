@@ -18,13 +18,18 @@ enum Point {
 
 /// Groups, marks, rotations, oversized records, new and widened columns, keys, several plans with several outputs, checkpoints,
 /// releases, recycled segments, a stop in good order, and a start over what that left.
-fn script(seed: u64, engine: Engine) -> World {
+fn script(seed: u64, engine: Engine, wired: bool) -> World {
     let mut m = Machine::small(engine);
     m.segment_data = 16 << 10;
     m.trigger_size = 24 << 10;
     m.max_delay = Duration::from_millis(400);
     m.traffic.large = 30;
-    World::new(seed, m)
+    let mut w = World::new(seed, m);
+    if wired {
+        // Objects in one piece and in several; a store that completes by overwriting is the harder one.
+        w.behind_a_wire(2000, true);
+    }
+    w
 }
 
 const LIVES: [Boot; 2] = [Boot { steps: 350, load: 200, drain: true }, Boot { steps: 150, load: 200, drain: true }];
@@ -42,8 +47,8 @@ fn live(w: &mut World) -> Result<Ended, String> {
 
 /// Stops at the point, starts again and stops within that start, starts again and looks. Whether the point was reached: what the crash
 /// between the two lives leaves, if it is one, may make a call or two of difference.
-fn cut_at(seed: u64, engine: Engine, point: Point, fate: u64) -> Result<bool, String> {
-    let mut w = script(seed, engine);
+fn cut_at(seed: u64, engine: Engine, wired: bool, point: Point, fate: u64) -> Result<bool, String> {
+    let mut w = script(seed, engine, wired);
     w.store_faults(0, 0);
     match point {
         Point::Disk(call, fault) => w.disk.script(call, fault),
@@ -63,14 +68,14 @@ fn cut_at(seed: u64, engine: Engine, point: Point, fate: u64) -> Result<bool, St
 }
 
 /// `ARC_SIM_MATRIX=n`: all points, with `n` seeds each for what survives. Otherwise a share of them.
-fn matrix(engine: Engine, seed: u64) {
+fn matrix(engine: Engine, wired: bool, seed: u64) {
     let full = number("ARC_SIM_MATRIX");
     let (calls, puts) = {
-        let mut w = script(seed, engine);
+        let mut w = script(seed, engine, wired);
         w.store_faults(0, 0);
         assert_eq!(live(&mut w), Ok(Ended::Done));
         assert!(w.model.acked() > 50, "{} acknowledged", w.model.acked());
-        (w.disk.calls(), w.store.calls())
+        (w.disk.calls(), w.store_calls())
     };
     let mut points = Vec::new();
     for c in 1..=calls {
@@ -90,7 +95,7 @@ fn matrix(engine: Engine, seed: u64) {
         for n in 0..full.unwrap_or(1) {
             let fate = n * 1_000_003 + i as u64;
             runs += 1;
-            let r = catch_unwind(AssertUnwindSafe(|| cut_at(seed, engine, *point, fate)));
+            let r = catch_unwind(AssertUnwindSafe(|| cut_at(seed, engine, wired, *point, fate)));
             let e = match r {
                 Ok(Ok(there)) => {
                     reached += u64::from(there);
@@ -116,10 +121,15 @@ fn matrix(engine: Engine, seed: u64) {
 
 #[test]
 fn a_crash_at_any_call_keeps_every_promise_with_pwrite() {
-    matrix(Engine::Pwrite, number("ARC_SIM_MATRIX_SEED").unwrap_or(1));
+    matrix(Engine::Pwrite, false, number("ARC_SIM_MATRIX_SEED").unwrap_or(1));
 }
 
 #[test]
 fn a_crash_at_any_call_keeps_every_promise_with_mmap() {
-    matrix(Engine::Mmap, number("ARC_SIM_MATRIX_SEED").unwrap_or(2));
+    matrix(Engine::Mmap, false, number("ARC_SIM_MATRIX_SEED").unwrap_or(2));
+}
+
+#[test]
+fn a_crash_at_any_request_to_an_object_store_keeps_every_promise() {
+    matrix(Engine::Pwrite, true, number("ARC_SIM_MATRIX_SEED").unwrap_or(3));
 }

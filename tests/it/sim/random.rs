@@ -63,6 +63,11 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
     let mut r = SplitMix64(seed ^ 0x5eed);
     let machine = machine(&mut r);
     let mut w = World::new(seed, machine);
+    // Not drawn from the same numbers, so that a seed stays the run that it was.
+    let mut s = SplitMix64(seed ^ 0x317e);
+    if s.chance(500) {
+        w.behind_a_wire(if s.chance(500) { 1 << 20 } else { 1000 }, s.chance(500));
+    }
     let logged = number("ARC_SIM_LOG").is_some_and(|n| n > 0);
     if logged {
         w.disk.print_calls();
@@ -82,7 +87,7 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
             w.disk.script(at, if r.chance(500) { Fault::CrashBefore } else { Fault::CrashAfter });
         }
         if r.chance(200) {
-            *w.store_crash.lock().unwrap() = Some((w.store.calls() + r.below(60), r.chance(500)));
+            *w.store_crash.lock().unwrap() = Some((w.store_calls() + r.below(60), r.chance(500)));
         }
         let plan = Boot { steps: r.below(1500), load, drain: r.chance(200) };
         let ended = w.boot(plan)?;

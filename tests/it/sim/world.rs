@@ -11,6 +11,7 @@ use arc_ingest::compact::Layout;
 use arc_ingest::compact::plan::{Bounds as PlanBounds, PlanSettings};
 use arc_ingest::compact::quarantine;
 use arc_ingest::compact::worker::{Compactor, Settings as CompactSettings, Work};
+use arc_ingest::config::Secret;
 use arc_ingest::decode::Nested;
 use arc_ingest::decode::table::Bounds;
 use arc_ingest::error::{Reason, RequestError};
@@ -24,8 +25,11 @@ use arc_ingest::http::{Backend, RequestId, WriteOutcome, WriteRequest};
 use arc_ingest::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use arc_ingest::metrics::Metrics;
 use arc_ingest::node::{self, Node, NodeError, NodeSettings};
-use arc_ingest::sink::Sink;
+use arc_ingest::sink::object::sim_s3::{SimS3, WireFault};
+use arc_ingest::sink::object::{Driver, Endpoint, ObjectSettings, Remote, S3Settings, Verify};
 use arc_ingest::sink::sim::{Call, Fault as StoreFault, SimStore};
+use arc_ingest::sink::{ObjectSink, Sink};
+use arc_ingest::types::LogId;
 use arc_ingest::vfs::sim::{Rates, SimDisk};
 use arc_ingest::vfs::{Engine as IoEngine, SyncMode};
 use arc_ingest::wal::commit::{Committer, Step};
@@ -158,6 +162,8 @@ pub struct World {
     pub random: SplitMix64,
     pub disk: SimDisk,
     pub store: SimStore,
+    /// The store is reached by requests, with the client of a real one; with the size of its parts.
+    pub wire: Option<(SimS3, usize)>,
     pub model: Model,
     pub machine: Machine,
     pub boots: u64,
@@ -216,6 +222,7 @@ impl World {
             random,
             disk,
             store: SimStore::new(),
+            wire: None,
             model: Model::default(),
             machine,
             boots: 0,
@@ -233,6 +240,18 @@ impl World {
         }
     }
 
+    /// Puts a wire between the server and its store.
+    pub fn behind_a_wire(&mut self, part_size: usize, overwrites: bool) {
+        let s3 = SimS3::new(self.store.clone());
+        s3.set_overwrites(false, overwrites);
+        self.wire = Some((s3, part_size));
+    }
+
+    /// Calls of the store so far, or requests.
+    pub fn store_calls(&self) -> u64 {
+        self.wire.as_ref().map_or_else(|| self.store.calls(), |(s3, _)| s3.requests())
+    }
+
     /// The wall clock is set, by `us` forwards or backwards.
     pub fn jump(&self, us: i64) {
         self.clock.jump(us);
@@ -240,6 +259,9 @@ impl World {
 
     /// Faults of the store: per mille of calls, drawn from `seed`. Also stops the machine at [`Self::store_crash`].
     pub fn store_faults(&self, seed: u64, rate: u64) {
+        if let Some((s3, _)) = &self.wire {
+            return self.wire_faults(s3, seed, rate);
+        }
         let (disk, crash) = (self.disk.clone(), Arc::clone(&self.store_crash));
         let mut random = SplitMix64(seed);
         self.store.set_faults(move |op| {
@@ -266,10 +288,61 @@ impl World {
         });
     }
 
+    fn wire_faults(&self, s3: &SimS3, seed: u64, rate: u64) {
+        let (disk, crash) = (self.disk.clone(), Arc::clone(&self.store_crash));
+        let mut random = SplitMix64(seed);
+        s3.set_faults(move |w| {
+            if disk.is_off() {
+                return Some(WireFault::Refused);
+            }
+            if let Some((_, after)) = crash.lock().unwrap().take_if(|(at, _)| *at == w.number) {
+                disk.stop();
+                return Some(if after { WireFault::ReplyLost } else { WireFault::Refused });
+            }
+            if !random.chance(rate) {
+                return None;
+            }
+            Some(match random.below(12) {
+                0 | 1 => WireFault::ReplyLost,
+                2 => WireFault::Late,
+                3 => WireFault::Hangs,
+                4 => WireFault::Answers(507, ""),
+                5 => WireFault::Answers(503, "SlowDown"),
+                6 => WireFault::AnswersAfter(500, "InternalError"),
+                7 => WireFault::ErrorBody,
+                8 => WireFault::ErrorBodyAfter,
+                9 => WireFault::Answers(403, if random.chance(500) { "RequestTimeTooSkewed" } else { "ExpiredToken" }),
+                10 => WireFault::CutAnswer,
+                _ => WireFault::Refused,
+            })
+        });
+    }
+
+    fn sink(&self, log: LogId, metrics: &Arc<Metrics>, clock: &SharedClock) -> Arc<dyn Sink> {
+        let Some((s3, part_size)) = &self.wire else { return Arc::new(self.store.clone()) };
+        let settings = S3Settings {
+            bucket: "bucket".into(),
+            endpoint: "http://127.0.0.1:1".into(),
+            access_key: "key".into(),
+            secret_key: Secret::new("secret"),
+            ..S3Settings::default()
+        };
+        let timeout = Duration::from_secs(30);
+        let remote = Remote::s3(&settings, &Endpoint { timeout, connector: Some(Arc::new(s3.clone())) }).unwrap();
+        let (prefix, part_size) = (String::new(), *part_size);
+        let settings = ObjectSettings { prefix, part_size, parts_in_flight: 2, puts: 1, timeout, verify: Verify::Head };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        Arc::new(ObjectSink::new(remote, settings, log, Driver::apart(runtime), Arc::clone(metrics), clock.clone()))
+    }
+
     fn new_process(&mut self) -> SharedClock {
         let clock = SimClock::new(self.random.next_u64(), self.wall_us);
         self.disk.set_clock(Arc::clone(&clock));
         let stalled = Arc::clone(&clock);
+        if let Some((s3, _)) = &self.wire {
+            let stalled = Arc::clone(&clock);
+            s3.set_stall(move |t| stalled.advance(t));
+        }
         self.store.set_stall(move |t| stalled.advance(t));
         self.clock = Arc::clone(&clock);
         clock
@@ -328,12 +401,11 @@ impl World {
         let ended = ended?;
         let ended = if self.disk.is_off() { Ended::Off } else { ended };
         self.end(ended);
-        self.trace = self.trace.rotate_left(5) ^ self.disk.trace() ^ self.store.calls().wrapping_mul(0x9e37_79b9);
+        self.trace = self.trace.rotate_left(5) ^ self.disk.trace() ^ self.store_calls().wrapping_mul(0x9e37_79b9);
         Ok(ended)
     }
 
     fn open(&mut self, clock: &SharedClock) -> Result<Result<Running_, Ended>, String> {
-        let store: Arc<dyn Sink> = Arc::new(self.store.clone());
         // Nobody reads them, and making them is dear beside a short life.
         static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
         let metrics = Arc::clone(METRICS.get_or_init(Metrics::new));
@@ -341,7 +413,8 @@ impl World {
         let before = read_errors(&self.disk);
         let faults = |d: &SimDisk| d.injected().values().sum::<u64>();
         let faults_before = faults(&self.disk);
-        let opened = node::open(&self.disk.vfs(), self.machine.node(), clock, Arc::clone(&metrics), |_| Ok(store), &mut |_| {});
+        let sink = |log| Ok(self.sink(log, &metrics, clock));
+        let opened = node::open(&self.disk.vfs(), self.machine.node(), clock, Arc::clone(&metrics), sink, &mut |_| {});
         if self.disk.is_off() {
             return Ok(Err(Ended::Off));
         }
@@ -623,6 +696,12 @@ impl World {
             let i = self.random.below(self.store.late().len() as u64) as usize;
             self.store.land(i);
         }
+        if let Some((s3, _)) = &self.wire
+            && s3.late() > 0
+            && self.random.chance(30)
+        {
+            s3.land(self.random.below(s3.late() as u64) as usize);
+        }
     }
 
     /// A new request, or one with a key again.
@@ -730,6 +809,9 @@ impl World {
         self.store.set_capacity(None);
         *self.store_crash.lock().unwrap() = None;
         self.store.clear_faults();
+        if let Some((s3, _)) = &self.wire {
+            s3.clear_faults();
+        }
         self.clock_jumps = 0;
         self.disk_full = 0;
         for life in 0.. {
@@ -743,6 +825,16 @@ impl World {
         }
         while !self.store.late().is_empty() {
             self.store.land(0);
+        }
+        if let Some((s3, _)) = self.wire.clone() {
+            while s3.late() > 0 {
+                s3.land(0);
+            }
+            // The next start sweeps.
+            let ended = self.boot(Boot { steps: 10, load: 0, drain: true })?;
+            if ended != Ended::Done || !s3.uploads().is_empty() {
+                return Err(format!("after a last life ({ended:?}) there are uploads: {:?}", s3.uploads()));
+            }
         }
         let mut present = read_store(&self.store)?;
         let aside = self.quarantined(&mut present)?;
