@@ -221,6 +221,8 @@ class FaultProxy:
         self.rules, self.generation = (), 0
         # (operation, action) -> how often; what the store answered: (operation, status) -> how often.
         self.done, self.answers = collections.Counter(), collections.Counter()
+        # Of those for data alone: operation -> how often.
+        self.data = collections.Counter()
         self.open, self.late = set(), []
         self.now = self.most = 0
         self.refused = True
@@ -320,6 +322,8 @@ class FaultProxy:
                     chosen = rule
                     break
             self.done[request.op, chosen.action if chosen else "pass"] += 1
+            if request.key.endswith(".parquet"):
+                self.data[request.op] += 1
             return chosen, self.generation
 
     def _one(self, client):

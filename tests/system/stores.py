@@ -159,7 +159,10 @@ class Child:
                 return True
             return False
 
-        wait_for(f"port {port} of {os.path.basename(self.args[0])}", timeout, look, every=0.1)
+        try:
+            wait_for(f"port {port} of {os.path.basename(self.args[0])}", timeout, look, every=0.1)
+        except Problem as e:
+            raise Problem(f"{e}: {self.last_words()}") from None
         return self
 
 
@@ -202,6 +205,9 @@ class S3Store:
         for page in self.client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket):
             out += [(u["Key"], u["UploadId"]) for u in page.get("Uploads", [])]
         return out
+
+    def remove(self, bucket, key):
+        self.client().delete_object(Bucket=bucket, Key=key)
 
     def drop(self, bucket):
         """Removes what the bucket holds, so that a server in memory does not grow from case to case."""
@@ -321,6 +327,7 @@ osd_pool_default_pgp_num = 2
 mon_max_pg_per_osd = 10000
 osd_crush_chooseleaf_type = 0
 osd_objectstore = memstore
+osd_class_update_on_start = false
 memstore_device_bytes = {gigabytes << 30}
 plugin_dir = {lib}/ceph
 erasure_code_dir = {lib}/ceph/erasure-code
@@ -362,8 +369,20 @@ rgw_gc_processor_max_time = 5
         if self.ceph("osd", "new", osd_uuid, "0").strip() != "0":
             raise Problem("ceph osd new made another OSD than 0")
         tool("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_uuid)
-        # The OSD finds no CRUSH tools here and needs none: its place is the default one.
-        self.osd = Child([f"{root}/usr/bin/ceph-osd", "-c", self.conf, "-f", "-i", "0"], log, self.env).start()
+        # Now and then a fresh monitor refuses an OSD that comes too early, and the OSD ends for it.
+        for attempt in range(10):
+            self.osd = Child([f"{root}/usr/bin/ceph-osd", "-c", self.conf, "-f", "-i", "0"], log, self.env).start()
+            end = time.monotonic() + 60
+            up = False
+            while not up and self.osd.process.poll() is None and time.monotonic() < end:
+                time.sleep(0.3)
+                up = json.loads(self.ceph("osd", "stat", "--format", "json"))["num_up_osds"] == 1
+            if up:
+                break
+            self.osd.kill()
+            time.sleep(0.5 + attempt)
+        else:
+            raise Problem(f"the OSD does not come up: {self.osd.last_words()}")
         self.gateway = Child([f"{root}/usr/bin/radosgw", "-c", self.conf, "-f", "-n", "client.rgw"], log, self.env).start()
         self.gateway.wait_port(self.port, 120)
         self.admin("user", "create", "--uid", "arc", "--display-name", "arc", "--access-key", self.access_key, "--secret-key", self.secret_key)
@@ -437,6 +456,9 @@ class Azurite:
         c = self.client().get_container_client(bucket)
         committed = {b.name for b in c.list_blobs()}
         return [(b.name, "uncommitted") for b in c.list_blobs(include=["uncommittedblobs"]) if b.name not in committed]
+
+    def remove(self, bucket, key):
+        self.client().get_blob_client(bucket, key).delete_blob()
 
     def drop(self, bucket):
         self.client().delete_container(bucket)
