@@ -617,16 +617,113 @@ def telegraf(r, args, certs):
     r.check(not bad, "clients/telegraf", f"{len(seen)} checks: {', '.join(s[0] for s in seen)}" if not bad else " || ".join(bad))
 
 
+# --- the examples of the documentation ---------------------------------------------------------------------------------------------
+
+
+def examples(r, args, certs):
+    """Each example of docs/clients.md is run as it stands there, but for the address, the token and the CA; each writes one row."""
+    with open(os.path.join(REPO, "docs", "clients.md")) as f:
+        page = f.read()
+    d = workdir(args.keep)
+    server = Secured(d, certs).start().wait_ready()
+    token = server.tokens("metrics")["token"]
+    ran, bad = [], []
+    for section in page.split("\n## ")[1:]:
+        title = section.split("\n", 1)[0].split(" ")[0]
+        for language, code in re.findall(r"^```(python|js)\n(.*?)^```", section, re.S | re.M):
+            for old, new in (("arc.example:8000", f"localhost:{server.port}"), ("arc.example", "localhost"), ("8000", str(server.port)), ("ca.pem", certs[0])):
+                code = code.replace(old, new)
+            if language == "js":
+                if shutil.which("node") is None:
+                    r.skip(f"clients/examples/{title}", "no node")
+                    ran.append(f"{title} (skipped)")
+                    continue
+                where = os.path.join(d, "example.mjs")
+                if not os.path.exists(d + "/node_modules"):
+                    os.symlink(node_modules() + "/node_modules", d + "/node_modules")
+                command, first = ["node", where], f"const TOKEN = {json.dumps(token)}\n"
+            else:
+                where = os.path.join(d, "example.py")
+                package = next(k.packages for k in KINDS.values() if k.packages and k.packages[0].split("=")[0] == title)
+                command, first = [python_with(title, package), where], f"TOKEN = {token!r}\n"
+            with open(where, "w") as f:
+                f.write(first + code)
+            try:
+                p = subprocess.run(command, cwd=d, env={**clean_env(), "REQUESTS_CA_BUNDLE": certs[0], "SSL_CERT_FILE": certs[0]}, capture_output=True, timeout=60, check=False)
+                said, code = (p.stdout + p.stderr).decode(errors="replace").strip(), p.returncode
+            except subprocess.TimeoutExpired:
+                said, code = "", "no end within 60 s"
+            rows = server.flush()["rows"]
+            ran.append(f"{title} ({language})")
+            if code != 0 or said or rows != 1:
+                bad.append(f"{title}: exit {code}, {rows} rows, {said[-300:]}")
+    server.stop()
+    if len(ran) != 7:
+        bad.append(f"expected 7 examples, found {ran}")
+    r.check(not bad, "clients/examples", f"{', '.join(ran)}: one row each" if not bad else " || ".join(bad))
+
+
+# --- glances: a monitor with three exporters ---------------------------------------------------------------------------------------
+
+
+GLANCES = ["glances==4.5.8", "influxdb==5.3.2", "influxdb-client==1.50.0", "influxdb3-python==0.21.0"]
+
+
+def glances(r, args, certs):
+    """glances from PyPI with its exporters for InfluxDB v1, v2 and v3, as it is."""
+    python = python_with("glances", GLANCES)
+    d = workdir(args.keep)
+    server = Secured(d, certs).start().wait_ready()
+    token = server.tokens("glances")["token"]
+    # The databases need not be made: they are there once something is written to them.
+    where = f"host={{}}\nport={server.port}\nprotocol=https\n"
+    with open(d + "/glances.conf", "w") as f:
+        f.write(
+            f"[influxdb]\n{where.format('localhost')}user=any\npassword={token}\ndb=glances1\n"
+            f"[influxdb2]\n{where.format('localhost')}user=any\npassword=any\norg=any\nbucket=glances2\ntoken={token}\ninterval=1\n"
+            f"[influxdb3]\n{where.format('https://localhost:' + str(server.port))}org=any\ndatabase=glances3\ntoken={token}\n"
+        )
+    env = {**clean_env(), "SSL_CERT_FILE": certs[0], "REQUESTS_CA_BUNDLE": certs[0], "HOME": d, "XDG_CACHE_HOME": d}
+    seen, bad = [], []
+    for n, export in enumerate(("influxdb", "influxdb2", "influxdb3"), 1):
+        p = subprocess.run(
+            [python, "-m", "glances", "-C", d + "/glances.conf", "--export", export, "--quiet", "--time", "1", "--stop-after", "5", "--disable-check-update"],
+            cwd=d, env=env, capture_output=True, timeout=120, check=False,
+        )
+        if p.returncode != 0:
+            bad.append(f"{export} ended with {p.returncode}: {(p.stdout + p.stderr).decode(errors='replace')[-300:]}")
+    server.flush()
+    server.stop()
+    for n in (1, 2, 3):
+        tables = sorted(os.listdir(f"{server.lake}/glances{n}")) if os.path.isdir(f"{server.lake}/glances{n}") else []
+        seen.append(f"v{n}: {len(tables)} tables")
+        if not {"cpu", "mem", "load"} <= set(tables):
+            bad.append(f"tables of glances{n}: {tables}")
+    r.check(not bad, "clients/glances", ", ".join(seen) if not bad else " || ".join(bad))
+
+
 def main():
-    args = parser(__doc__, rows=100_000, seconds=40.0, spell=5.0, only="", parts="checks,load,telegraf").parse_args()
+    args = parser(__doc__, rows=100_000, seconds=40.0, spell=5.0, only="", parts="checks,examples,telegraf,glances,load").parse_args()
     r = Results()
     if shutil.which("openssl") is None:
         r.skip("clients", "no openssl")
         r.end()
     certs = certificates(workdir(args.keep))
     names = args.only.split(",") if args.only else list(KINDS)
-    for part, f in (("checks", checks), ("load", load)):
-        for name in names if part in args.parts.split(",") else []:
+    for part, f in (("checks", checks), ("examples", examples), ("telegraf", telegraf), ("glances", glances), ("load", load)):
+        if part not in args.parts.split(","):
+            continue
+        if part in ("examples", "telegraf", "glances"):
+            try:
+                if part == "glances":
+                    python_with("glances", GLANCES)
+                python_with("reader", READER)
+            except (Missing, subprocess.TimeoutExpired) as e:
+                r.skip(f"clients/{part}", str(e))
+            else:
+                case(r, f"clients/{part}", f, r, args, certs)
+            continue
+        for name in names:
             if part == "checks" and name.startswith("arc-") and name != "arc-columnar":
                 continue
             try:
@@ -639,8 +736,6 @@ def main():
                 r.skip(f"clients/{part}/{name}", str(e))
                 continue
             case(r, f"clients/{part}/{name}", f, r, args, name, certs)
-    if "telegraf" in args.parts.split(","):
-        case(r, "clients/telegraf", telegraf, r, args, certs)
     r.end()
 
 
