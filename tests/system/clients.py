@@ -124,6 +124,9 @@ class Secured(Server):
         finally:
             c.close()
 
+    def tables(self):
+        return {(t["database"], t["table"]) for t in self.get_json("/api/v1/status")[1]["tables"]}
+
     def token(self, name, permissions, **more):
         body = json.dumps({"name": name, "permissions": permissions, **more})
         status, _, data = self.request("POST", "/api/v1/auth/tokens", body, {"Content-Type": "application/json"})
@@ -702,21 +705,126 @@ def glances(r, args, certs):
     r.check(not bad, "clients/glances", ", ".join(seen) if not bad else " || ".join(bad))
 
 
+# --- icinga2: the one sender in C++ ------------------------------------------------------------------------------------------------
+
+
+ICINGA = """
+include <itl>
+library "perfdata"
+object CheckerComponent "checker" {{ }}
+object Endpoint NodeName {{ }}
+object Zone ZoneName {{ endpoints = [ NodeName ] }}
+object Host "h1" {{
+  check_command = "dummy"
+  check_interval = 1s
+  vars.dummy_state = 0
+  vars.dummy_text = "fine|load=0.5;1;2;0 users=3"
+}}
+for (i in range(10)) {{
+  object Service "s" + i {{
+    host_name = "h1"
+    check_command = "dummy"
+    check_interval = 1s
+    vars.dummy_state = 0
+    vars.dummy_text = "fine|'/var used'=5MB;1;2;0;10 time=0.25s load=0.5"
+  }}
+}}
+object InfluxdbWriter "v1" {{
+  host = "localhost"
+  port = {port}
+  database = "icinga1"
+  username = "any"
+  password = "{token}"
+  {common}
+}}
+object Influxdb2Writer "v2" {{
+  host = "localhost"
+  port = {port}
+  organization = "any"
+  bucket = "icinga2"
+  auth_token = "{token}"
+  {common}
+}}
+"""
+ICINGA_COMMON = """ssl_enable = true
+  ssl_ca_cert = "{ca}"
+  flush_threshold = 16
+  flush_interval = 1s
+  enable_send_thresholds = true
+  enable_send_metadata = true
+  host_template = {{ measurement = "$host.check_command$", tags = {{ hostname = "$host.name$" }} }}
+  service_template = {{ measurement = "$service.check_command$", tags = {{ hostname = "$host.name$", service = "$service.name$" }} }}"""
+
+
+def icinga_files():
+    """icinga2 from Debian, unpacked and not installed."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+        raise Missing("no Debian")
+
+    def make(where):
+        script = (
+            "set -e; p=$(apt-get install --no-install-recommends -s icinga2-bin | awk '/^Inst/{print $2}'); apt-get download -qq $p; for f in *.deb; do dpkg -x $f .; rm $f; done; ls usr/lib/*/icinga2/sbin/icinga2"
+        )
+        return subprocess.run(["bash", "-c", script], cwd=where, capture_output=True, timeout=300, check=False)
+
+    return installed("icinga2", ["icinga2-bin"], make)
+
+
+def icinga2(r, args, certs):
+    """Its writers for v1 (the token in the URL) and v2, for some seconds."""
+    root = icinga_files()
+    d = workdir(args.keep)
+    server = Secured(d, certs).start().wait_ready()
+    with open(d + "/icinga.conf", "w") as f:
+        f.write(ICINGA.format(port=server.port, token=server.tokens("icinga1")["token"], common=ICINGA_COMMON.format(ca=certs[0])))
+    binary = glob.glob(root + "/usr/lib/*/icinga2/sbin/icinga2")[0]
+    dirs = {n: f"{d}/icinga-{n}" for n in ("DataDir", "InitRunDir", "LogDir", "CacheDir", "SpoolDir")}
+    os.makedirs(dirs["InitRunDir"] + "/icinga2")
+    for x in dirs.values():
+        os.makedirs(x, exist_ok=True)
+    defines = {**dirs, "RunAsUser": "root", "RunAsGroup": "root", "ConfigDir": d, "NodeName": "t", "ZoneName": "t", "PidPath": d + "/icinga.pid"}
+    command = [binary, "daemon", "-c", d + "/icinga.conf", "-I", root + "/usr/share/icinga2/include"] + [x for k, v in defines.items() for x in ("-D", f"{k}={v}")]
+    out = d + "/icinga.out"
+    with open(out, "wb") as f:
+        p = subprocess.Popen(
+            command, cwd=d, stdin=subprocess.DEVNULL, stdout=f, stderr=f, start_new_session=True, env={**clean_env(), "LD_LIBRARY_PATH": os.path.dirname(os.path.dirname(os.path.dirname(binary)))}
+        )
+    # It forks; the session is ours alone, so all of it can be ended.
+    entry = defer(os.killpg, p.pid, signal.SIGKILL)
+    try:
+        wait_for("icinga2 to write", 60, lambda: len(server.tables()) > 1 or p.poll() is not None, every=0.5)
+        time.sleep(5)
+    except Problem as e:
+        with open(out, errors="replace") as f:
+            raise Problem(f"{e}; {f.read()[-500:]}") from None
+    undo(entry)
+    p.wait()
+    server.flush()
+    tables = server.tables()
+    server.stop()
+    metrics = read_back(server.lake, database="icinga1", table="dummy", rows=0, newline="", types_only=True)
+    wanted = {"value": "double", "state": "int64", "metric": "string", "service": "string", "hostname": "string", "unit": "string", "reachable": "bool"}
+    good = tables == {("icinga1", "dummy"), ("icinga2", "dummy")} and all(metrics["types"].get(k) == v for k, v in wanted.items()) and metrics["rows"] > 100
+    r.check(good, "clients/icinga2", f"icinga2 2.13: tables {sorted(tables)}, {metrics['rows']} rows by v1, types {metrics['types']}")
+
+
 def main():
-    args = parser(__doc__, rows=100_000, seconds=40.0, spell=5.0, only="", parts="checks,examples,telegraf,glances,load").parse_args()
+    args = parser(__doc__, rows=100_000, seconds=40.0, spell=5.0, only="", parts="checks,examples,telegraf,glances,icinga2,load").parse_args()
     r = Results()
     if shutil.which("openssl") is None:
         r.skip("clients", "no openssl")
         r.end()
     certs = certificates(workdir(args.keep))
     names = args.only.split(",") if args.only else list(KINDS)
-    for part, f in (("checks", checks), ("examples", examples), ("telegraf", telegraf), ("glances", glances), ("load", load)):
+    for part, f in (("checks", checks), ("examples", examples), ("telegraf", telegraf), ("glances", glances), ("icinga2", icinga2), ("load", load)):
         if part not in args.parts.split(","):
             continue
-        if part in ("examples", "telegraf", "glances"):
+        if part in ("examples", "telegraf", "glances", "icinga2"):
             try:
                 if part == "glances":
                     python_with("glances", GLANCES)
+                if part == "icinga2":
+                    icinga_files()
                 python_with("reader", READER)
             except (Missing, subprocess.TimeoutExpired) as e:
                 r.skip(f"clients/{part}", str(e))

@@ -23,6 +23,9 @@ def main():
         return
     schema = pa.unify_schemas([pq.read_schema(f) for f in files], promote_options="permissive")
     types = {f.name: str(f.type) for f in schema}
+    if P.get("types_only"):
+        say("read", files=len(files), rows=sum(pq.read_metadata(f).num_rows for f in files), types=types)
+        return
     if P.get("ids_only"):
         wanted = ["id"]
     else:
