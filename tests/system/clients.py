@@ -552,14 +552,14 @@ def pack(x):
 
 
 def telegraf(r, args, certs):
-    """Requests in the shape of Telegraf's outputs arc, influxdb and influxdb_v2, read from their sources; Telegraf itself has no package here.
+    """Requests in the shape of Telegraf's outputs arc, influxdb, influxdb_v2 and influxdb_v3, read from their sources; Telegraf itself has no package here.
 
-    `outputs.influxdb` and `influxdb_v2` compress into a stream, so their bodies are chunked and gzip.
+    All but arc's compress into a stream, so their bodies are chunked and gzip.
     """
     d = workdir(args.keep)
     server = Secured(d, certs).start().wait_ready()
     tokens = server.tokens("telegraf")
-    agent = {"User-Agent": "Telegraf/1.37.0 Go/1.25.5", "Accept-Encoding": "gzip"}
+    agent = {"User-Agent": "Telegraf/1.40.0 Go/1.26.0", "Accept-Encoding": "gzip"}
     seen = []
 
     def post(name, want, path, body, headers, chunked=False, text=None):
@@ -607,10 +607,13 @@ def telegraf(r, args, certs):
     v2 = {"Authorization": f"Token {tokens['token']}", **line}
     post("influxdb_v2", 204, "/api/v2/write?bucket=telegraf&org=influxdata", gzip.compress(lines("v2", 1_000_000)), v2, chunked=True)
     post("influxdb_v2, conflict", 422, "/api/v2/write?bucket=telegraf&org=influxdata", gzip.compress(b'v2 id="text" 1\nv2 id=5000i 2\n'), v2, chunked=True)
+    v3 = {"Authorization": f"Bearer {tokens['token']}", **line}
+    post("influxdb_v3", 204, "/api/v3/write_lp?db=telegraf", gzip.compress(lines("v3", 1_000_000)), v3, chunked=True)
+    post("influxdb_v3, conflict", 400, "/api/v3/write_lp?db=telegraf", gzip.compress(b'v3 id="text" 1\nv3 id=5000i 2\n'), v3, chunked=True, text="partial write")
     post("influxdb_v2, wrong token", 401, "/api/v2/write?bucket=telegraf&org=influxdata", gzip.compress(lines("v2", 1_000_000)), {**v2, "Authorization": "Token wrong"}, chunked=True)
     server.flush()
     server.stop()
-    for table, ids in (("cpu", n), ("mem", n), ("cpu2", n), ("v1", n + 1), ("v1b", n), ("v2", n + 1)):
+    for table, ids in (("cpu", n), ("mem", n), ("cpu2", n), ("v1", n + 1), ("v1b", n), ("v2", n + 1), ("v3", n + 1)):
         found = read_back(server.lake, database="telegraf", table=table, rows=0, newline="", ids_only=True)
         want = list(range(n)) + ([5000] if ids > n else [])
         seen.append((f"rows of {table}", found["ids"] == want and found["rows"] == ids, f"{found['rows']} rows"))
