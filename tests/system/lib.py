@@ -170,6 +170,7 @@ class Server:
         self.wal, self.lake, self.logs = wal, lake, logs
         self.settings = {"server.host": "127.0.0.1", "log.format": "text", **(settings or {})}
         self.port, self.fixed_port = port, port
+        self.environment = {}
         self.process = None
         self.starts = 0
         self._entry = None
@@ -188,14 +189,14 @@ class Server:
         self.out = os.path.join(self.logs, f"server-{self.starts}.out")
         self.err = os.path.join(self.logs, f"server-{self.starts}.err")
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
-            self.process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=clean_env(), cwd=self.logs)
+            self.process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=clean_env() | self.environment, cwd=self.logs)
         self._entry = defer(self._kill, self.process)
         self.port = wait_for("the banner", 20, self._find_port, every=0.005)
         return self
 
     def _find_port(self):
         with open(self.out) as f:
-            m = re.search(r"http://[^\s:]+:(\d+)", f.read())
+            m = re.search(r"https?://[^\s:]+:(\d+)", f.read())
         if m:
             return int(m.group(1))
         if self.process.poll() is not None:
