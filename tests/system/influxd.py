@@ -90,6 +90,11 @@ bind-address = "127.0.0.1:{rpc}"
 """
 
 
+def exactly(name):
+    """A regular expression for one name; InfluxQL cannot quote every character, and a regular expression can."""
+    return "/\\A" + "".join(f"\\x{{{ord(c):x}}}" for c in name) + "\\z/"
+
+
 class Influxd:
     def __init__(self, directory):
         self.directory = os.path.abspath(directory)
@@ -179,30 +184,26 @@ class Influxd:
     def rows(self, database):
         """Everything in a database: [(measurement, {tag: value}, {field: (type, value)}, time in ns)]."""
         types = {}
-        for s in self.query('SHOW FIELD KEYS FROM /[\\s\\S]*/', database)[0].get("series", []):
+        for s in self.query("SHOW FIELD KEYS FROM /[\\s\\S]*/", database)[0].get("series", []):
             types[s["name"]] = dict(s["values"])
+        # One measurement at a time: in a query over several, fields of one name and different types hide each other.
+        names = "; ".join(f"SELECT * FROM {exactly(m)} GROUP BY *" for m in types)
         out = []
-        for s in self.query('SELECT * FROM /[\\s\\S]*/ GROUP BY *', database)[0].get("series", []):
+        for s in (s for r in (self.query(names, database) if names else []) for s in r.get("series", [])):
             tags = {k: v for k, v in s.get("tags", {}).items() if v != ""}
-            names = s["columns"]
             for row in s["values"]:
                 fields = {}
-                for name, value in zip(names[1:], row[1:]):
-                    if value is None:
-                        continue
-                    kind = types[s["name"]].get(name, "?")
-                    fields[name] = (kind, float(value) if kind == "float" else value)
+                for name, value in zip(s["columns"][1:], row[1:]):
+                    if value is not None:
+                        kind = types[s["name"]].get(name, "?")
+                        fields[name] = (kind, float(value) if kind == "float" else value)
                 out.append((s["name"], tags, fields, row[0]))
         return out
 
     def stop(self):
         if self.connection:
             self.connection.close()
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        finally:
-            undo(self._entry)
+        undo(self._entry)
 
 
 if __name__ == "__main__":
