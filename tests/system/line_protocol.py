@@ -269,6 +269,42 @@ def check_arc(results, golden, directory):
     server.stop()
 
 
+ROUTES = {
+    "v2": ("/api/v2/write?bucket={}&org=any", {}),
+    "v3": ("/api/v3/write_lp?db={}&precision=nanosecond", {}),
+    "arc": ("/api/v1/write/line-protocol", {"x-arc-database": "{}"}),
+}
+
+
+def check_routes(results, golden, directory):
+    """The other three routes store the same rows of the same bodies; their answers have their own form."""
+    server = start_arc(os.path.join(directory, "routes"))
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    wrong, sent = [], []
+    chosen = [x for x in golden if not x["precision"]]
+    for i, x in enumerate(chosen):
+        _, bad, notes = model(x["bytes"])
+        for name, (path, headers) in ROUTES.items():
+            database = f"{name}{i}"
+            since = time.time_ns() // 1000
+            connection.request("POST", path.format(database), x["bytes"], {k: v.format(database) for k, v in headers.items()})
+            r = connection.getresponse()
+            data = r.read()
+            sent.append((database, x, since, time.time_ns() // 1000))
+            allowed = {204} if not bad else {400, 422} if "conflict" in notes and name != "v3" else {400}
+            if r.status not in allowed or (r.status == 204) != (data == b""):
+                wrong.append((f"{name} {x['id']}", x["bytes"], f"answered {r.status} {data[:200]!r}, expected {allowed}"))
+            elif bad and [e["line_number"] for e in json.loads(data)["data"]][:20] != bad[:20]:
+                wrong.append((f"{name} {x['id']}", x["bytes"], f"bad lines are {bad}, the answer is {data[:300]!r}"))
+    server.flush(timeout=120)
+    for database, x, since, until in sent:
+        why = arc_difference(server.lake, database, x["arc"][1], since, until)
+        if why:
+            wrong.append((f"{database} {x['id']}", x["bytes"], why))
+    judge("line-protocol-routes", results, f"{len(sent)} requests to {len(ROUTES)} routes", wrong, f"{len(ROUTES) * sum(len(x['arc'][1]) for x in chosen)} rows read back equal")
+    server.stop()
+
+
 def batches(golden, size, same_points):
     """Bodies joined by newlines, so that no case of a batch depends on another: no two types for one column, no tag that is a field
     elsewhere, no line whose end depends on what follows it, and no point twice unless that is said to do no harm."""
@@ -399,6 +435,7 @@ def main():
         return results.end()
     directory = workdir(args.keep)
     case(results, "line-protocol-arc", check_arc, results, golden, directory)
+    case(results, "line-protocol-routes", check_routes, results, golden[args.seed % 4 :: 4], directory)
     case(results, "line-protocol-batches", check_batches, results, sample, directory, with_influxd)
     return results.end()
 
