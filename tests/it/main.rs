@@ -12,6 +12,7 @@ mod known_errors;
 mod lake;
 mod layering;
 mod lifecycle;
+mod line_protocol_cases;
 mod log_model;
 mod mem_vfs;
 mod msgpack;
