@@ -397,6 +397,21 @@ impl Shared {
         }
     }
 
+    /// Probes of runs that ended within their probe. Plan objects come before them in the order of names.
+    async fn remove_probes(&self) -> Result<(), Failed> {
+        let bad = |e: SinkError| Failed::new(Class::Refused, "the prefix".into(), e.to_string());
+        let (dir, first) =
+            (self.path(&format!("_arc/{}", self.log)).map_err(bad)?, self.path(&format!("_arc/{}/probe-", self.log)).map_err(bad)?);
+        let mut found = self.remote.store.list_with_offset(Some(&dir), &first);
+        loop {
+            let next = async { found.next().await.transpose() };
+            let Some(meta) = self.once(StoreOp::List, &dir, self.settings.timeout, next).await? else { return Ok(()) };
+            if meta.location.filename().is_some_and(|n| n.starts_with("probe-")) {
+                self.remove(&meta.location).await?;
+            }
+        }
+    }
+
     async fn remove(&self, path: &Path) -> Result<(), Failed> {
         use object_store::ObjectStoreExt as _;
         self.repeat(StoreOp::Delete, path, || self.remote.store.delete(path)).await
@@ -478,6 +493,9 @@ impl Sink for ObjectSink {
         let swept = self.sweep()?;
         if swept.removed > 0 {
             tracing::info!(removed = swept.removed, "aborted uploads that an earlier run had not finished");
+        }
+        if let Err(f) = self.shared.driver.block_on(s.remove_probes()) {
+            tracing::warn!(error = %SinkError::from(f), "probe objects of an earlier run stay");
         }
         Ok(())
     }
