@@ -11,8 +11,8 @@ use std::time::Duration;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::client::HttpConnector;
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use object_store::{BackoffConfig, ClientOptions, RetryConfig};
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialProvider};
 
 use super::Remote;
 use super::http::{Connector, IF_NO_GENERATION, IF_NOTHING_MATCHES, Resign, connector};
@@ -216,7 +216,9 @@ impl Remote {
         if !s.endpoint.is_empty() {
             b = b.with_config(GoogleConfigKey::BaseUrl, &endpoint);
             if is_plain(&endpoint) {
-                b = b.with_config(GoogleConfigKey::SkipSignature, "true");
+                // Puts ask for a credential even where nothing is to be signed.
+                let nobody = StaticCredentialProvider::new(GcpCredential { bearer: String::new() });
+                b = b.with_config(GoogleConfigKey::SkipSignature, "true").with_credentials(Arc::new(nobody));
             }
         }
         let store = Arc::new(b.build().map_err(|e| format!("storage.gcs_*: {e}"))?);
