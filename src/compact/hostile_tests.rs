@@ -605,7 +605,9 @@ fn one_server(seed: u64, wired: bool) -> (u64, Vec<String>) {
     assert!(s.drain(), "seed {seed}: not drained after a restart");
     check_rows(&store, &sent, &acked(&s), &s.unknown, seed);
     assert_eq!(s3.uploads(), Vec::<String>::new(), "seed {seed}: uploads are left");
-    (store.calls() + s3.requests(), store.objects().into_keys().filter(|k| !k.contains("/probe-")).collect())
+    let probes = store.objects().into_keys().filter(|k| k.contains("/probe-")).count();
+    assert_eq!(probes, 0, "seed {seed}: probes are left");
+    (store.calls() + s3.requests(), store.objects().into_keys().collect())
 }
 
 impl Server {

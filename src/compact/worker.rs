@@ -445,6 +445,15 @@ impl Compactor {
         {
             let stored: Option<Plan> = serde_json::from_slice(&found).ok();
             match stored {
+                // Half of one, or the page of a proxy: whose plan this was cannot be told, and nobody ships over it.
+                None => {
+                    return Err(Trouble::Lasting(format!(
+                        "{name} in the store is not a plan: expected the {} bytes of this one, found {} bytes that cannot be read; nothing is \
+                         shipped until it is moved away",
+                        bytes.len(),
+                        found.len()
+                    )));
+                }
                 // The same plan as another version wrote it.
                 Some(p) if p == c.plan => {}
                 Some(p) if p.plan == c.plan.plan && p.inputs == c.plan.inputs && p.last_sequence == c.plan.last_sequence => {

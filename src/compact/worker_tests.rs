@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::control::Control;
+use super::lake::LakeCheck;
 use super::name::Layout;
 use super::plan::{Bounds, PlanSettings};
 use super::quarantine;
@@ -19,7 +21,7 @@ use crate::format::record::RecordKind;
 use crate::format::scan::{Found, Scanner};
 use crate::idempotency::Keys;
 use crate::metrics::Metrics;
-use crate::sink::{LocalSink, Sink};
+use crate::sink::{LocalSink, ObjectInfo, Published, PutSmall, Sink, SinkError, SinkResult, Staged, Swept};
 use crate::types::Sequence;
 use crate::vfs::{Engine, OsVfs, SyncMode, Vfs};
 use crate::wal::commit::{Committer, Step};
@@ -264,6 +266,133 @@ fn a_stopped_output_that_pins_the_log_moves_to_a_side_segment() {
     let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
     assert!(c.ship());
     assert_eq!(c.rows(), 2 * rows as u64);
+}
+
+/// A lake behind something that may be away. Plan objects get through.
+struct Away {
+    lake: Arc<dyn Sink>,
+    away: Arc<AtomicBool>,
+    staged: Arc<AtomicU32>,
+}
+
+struct AwayStaged(Box<dyn Staged>, Arc<AtomicBool>);
+
+fn gone<T>(away: &AtomicBool, then: impl FnOnce() -> SinkResult<T>) -> SinkResult<T> {
+    if !away.load(Ordering::Relaxed) {
+        return then();
+    }
+    Err(SinkError::from_io("the store", std::io::Error::from_raw_os_error(libc::ETIMEDOUT)))
+}
+
+impl std::io::Write for AwayStaged {
+    fn write(&mut self, b: &[u8]) -> std::io::Result<usize> {
+        self.0.write(b)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Staged for AwayStaged {
+    fn seal(&mut self) -> SinkResult<()> {
+        self.0.seal()
+    }
+    fn publish(self: Box<Self>) -> SinkResult<Published> {
+        let Self(staged, away) = *self;
+        gone(&away, || staged.publish())
+    }
+}
+
+impl Sink for Away {
+    fn stage(&self, name: &str) -> SinkResult<Box<dyn Staged>> {
+        self.staged.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(AwayStaged(self.lake.stage(name)?, Arc::clone(&self.away))))
+    }
+    fn describe(&self, name: &str) -> SinkResult<Option<ObjectInfo>> {
+        gone(&self.away, || self.lake.describe(name))
+    }
+    fn confirm(&self, name: &str) -> SinkResult<()> {
+        self.lake.confirm(name)
+    }
+    fn put_small(&self, name: &str, bytes: &[u8]) -> SinkResult<PutSmall> {
+        self.lake.put_small(name, bytes)
+    }
+    fn device(&self) -> Option<u64> {
+        None
+    }
+    fn sweep(&self) -> SinkResult<Swept> {
+        self.lake.sweep()
+    }
+    fn ready(&self) -> SinkResult<()> {
+        gone(&self.away, || Ok(()))
+    }
+}
+
+/// With the store away nothing is built over and over, and no records move aside: that is for an output that cannot be published.
+#[test]
+fn a_store_that_is_away_is_waited_for_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open_with(dir.path(), 256 << 10, |_| {});
+    let (away, staged) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
+    c.compactor.sink = Arc::new(Away { lake: Arc::clone(&c.compactor.sink), away: Arc::clone(&away), staged: Arc::clone(&staged) });
+    let mut rows = 0;
+    while c.shared.backlog().0 <= 64 << 10 {
+        c.append(rows, &["a", "b", "c"]);
+        rows += 1;
+    }
+    assert!(!c.ship());
+    assert_eq!(staged.load(Ordering::Relaxed), 1, "two hundred steps, one output built");
+    assert_eq!((c.control.deferred().outputs, c.files().len()), (0, 0));
+    assert!(c.shared.last_error().unwrap().contains("the store"), "{:?}", c.shared.last_error());
+    away.store(false, Ordering::Relaxed);
+    assert!(c.ship());
+    assert_eq!(c.rows(), 3 * rows as u64);
+}
+
+/// A plan object that is no plan, half of one for instance, is damage: nothing is shipped over it, and it is not taken for another
+/// copy's history, which would end the process.
+#[test]
+fn half_a_plan_object_is_damage_and_no_fork() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    c.append(0, &["a"]);
+    let object = dir.path().join("lake").join(super::worker::plan_object(c.shared.log, 1));
+    std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+    std::fs::write(&object, b"{\"plan\":1,\"inp").unwrap();
+    assert!(!c.ship());
+    assert_eq!((c.control.forked(), c.files().len()), (None, 0));
+    assert!(c.shared.last_error().unwrap().contains("is not a plan"), "{:?}", c.shared.last_error());
+    c.append(1, &["a"]);
+    std::fs::remove_file(&object).unwrap();
+    assert!(c.ship());
+    assert_eq!(c.rows(), 2);
+}
+
+/// A lake that could not be asked at the start is asked before anything is shipped; the wrong one gets nothing.
+#[test]
+fn the_wrong_lake_is_found_before_anything_is_shipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Core::open(dir.path());
+    c.append(0, &["a"]);
+    let check = |name: &str| Some(LakeCheck { known_object: Some(name.into()), lake: "the lake".into() });
+    let away = Arc::new(AtomicBool::new(true));
+    let staged = Arc::new(AtomicU32::new(0));
+    let lake = std::mem::replace(&mut c.compactor.sink, Arc::new(crate::sink::SimStore::new()));
+    c.compactor.sink = Arc::new(Away { lake, away: Arc::clone(&away), staged });
+    c.compactor.check_first(check("_arc/x/plan-7"));
+    assert!(!c.ship());
+    assert_eq!((c.control.forked(), c.files().len()), (None, 0), "it is asked again and again");
+    away.store(false, Ordering::Relaxed);
+    assert!(!c.ship());
+    assert!(c.control.forked().unwrap().contains("does not hold _arc/x/plan-7"), "{:?}", c.control.forked());
+    assert!(!dir.path().join("lake/_arc").exists() && c.files().is_empty());
+    drop(c);
+    let mut c = Core::open(dir.path());
+    std::fs::create_dir_all(dir.path().join("lake/_arc/x")).unwrap();
+    std::fs::write(dir.path().join("lake/_arc/x/plan-7"), b"{}").unwrap();
+    c.compactor.check_first(check("_arc/x/plan-7"));
+    assert!(c.ship());
+    assert_eq!(c.rows(), 1);
 }
 
 fn flip(path: &Path, at: u64) {

@@ -11,11 +11,12 @@ use std::time::Duration;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::client::HttpConnector;
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use object_store::{BackoffConfig, ClientOptions, RetryConfig};
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialProvider};
 
 use super::Remote;
 use super::http::{Connector, IF_NO_GENERATION, IF_NOTHING_MATCHES, Resign, connector};
+use super::renew::{Renew, Renewing};
 use super::uploads::{Credentials, Lister};
 use crate::config::Secret;
 
@@ -146,7 +147,15 @@ impl Remote {
         if s.checksums {
             b = b.with_checksum_algorithm(Checksum::SHA256);
         }
-        let store = Arc::new(b.build().map_err(|e| format!("storage.s3_*: {e}"))?);
+        let failed = |e: object_store::Error| format!("storage.s3_*: {e}");
+        let mut renew: Option<Renew> = None;
+        if !own_keys {
+            let base = b.clone();
+            let renewing = Renewing::new(move || Ok(Arc::clone(base.clone().build()?.credentials()))).map_err(failed)?;
+            b = b.with_credentials(Arc::clone(&renewing) as _);
+            renew = Some(Box::new(move || renewing.renew()));
+        }
+        let store = Arc::new(b.build().map_err(failed)?);
         let client = watched().connect(&options).map_err(|e| format!("storage.s3_endpoint: {e}"))?;
         let credentials = Credentials::Aws { provider: Arc::clone(store.credentials()), region };
         Ok(Self {
@@ -154,6 +163,7 @@ impl Remote {
             store,
             lister: Some(Lister { client, url: bucket_url.clone(), credentials }),
             conditional,
+            renew,
             description: format!("s3 {bucket_url}"),
         })
     }
@@ -188,12 +198,20 @@ impl Remote {
         if !s.sas_token.is_empty() {
             b = b.with_config(AzureConfigKey::SasKey, s.sas_token.reveal());
         }
-        let store = b.build().map_err(|e| format!("storage.azure_*: {e}"))?;
+        let failed = |e: object_store::Error| format!("storage.azure_*: {e}");
+        let mut renew: Option<Renew> = None;
+        if s.access_key.is_empty() && s.sas_token.is_empty() {
+            let base = b.clone();
+            let renewing = Renewing::new(move || Ok(Arc::clone(base.clone().build()?.credentials()))).map_err(failed)?;
+            b = b.with_credentials(Arc::clone(&renewing) as _);
+            renew = Some(Box::new(move || renewing.renew()));
+        }
+        let store = b.build().map_err(failed)?;
         let _ = resign.set((store.clone(), s.account.clone()));
         let store = Arc::new(store);
         let description = format!("azure {endpoint}/{}", s.container);
         // Blocks of no blob belong to its name, not to an upload with an id, and go by themselves after a week.
-        Ok(Self { parts: Arc::clone(&store) as _, store, lister: None, conditional, description })
+        Ok(Self { parts: Arc::clone(&store) as _, store, lister: None, conditional, renew, description })
     }
 
     /// # Errors
@@ -216,14 +234,24 @@ impl Remote {
         if !s.endpoint.is_empty() {
             b = b.with_config(GoogleConfigKey::BaseUrl, &endpoint);
             if is_plain(&endpoint) {
-                b = b.with_config(GoogleConfigKey::SkipSignature, "true");
+                // Puts ask for a credential even where nothing is to be signed.
+                let nobody = StaticCredentialProvider::new(GcpCredential { bearer: String::new() });
+                b = b.with_config(GoogleConfigKey::SkipSignature, "true").with_credentials(Arc::new(nobody));
             }
         }
-        let store = Arc::new(b.build().map_err(|e| format!("storage.gcs_*: {e}"))?);
+        let failed = |e: object_store::Error| format!("storage.gcs_*: {e}");
+        let mut renew: Option<Renew> = None;
+        if !is_plain(&endpoint) {
+            let base = b.clone();
+            let renewing = Renewing::new(move || Ok(Arc::clone(base.clone().build()?.credentials()))).map_err(failed)?;
+            b = b.with_credentials(Arc::clone(&renewing) as _);
+            renew = Some(Box::new(move || renewing.renew()));
+        }
+        let store = Arc::new(b.build().map_err(failed)?);
         let client = watched().connect(&options).map_err(|e| format!("storage.gcs_endpoint: {e}"))?;
         let url = format!("{endpoint}/{}", s.bucket);
         let credentials = if is_plain(&endpoint) { Credentials::None } else { Credentials::Google(Arc::clone(store.credentials())) };
         let lister = Some(Lister { client, url: url.clone(), credentials });
-        Ok(Self { parts: Arc::clone(&store) as _, store, lister, conditional, description: format!("gcs {url}") })
+        Ok(Self { parts: Arc::clone(&store) as _, store, lister, conditional, renew, description: format!("gcs {url}") })
     }
 }

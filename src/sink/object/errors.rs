@@ -89,25 +89,30 @@ impl Class {
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) class: Class,
+    /// Other credentials may do.
+    pub(super) stale: bool,
     context: String,
     text: String,
 }
 
 impl Failed {
     pub(super) fn new(class: Class, context: String, text: impl Into<String>) -> Self {
-        Self { class, context, text: text.into() }
+        Self { class, stale: false, context, text: text.into() }
     }
 
     /// By what `object_store` made of the answer, and by the answer.
     pub(super) fn from_store(context: String, e: &object_store::Error, seen: &Seen) -> Self {
         let class = classify(e, seen);
-        Self { class, context, text: describe(class, e, seen) }
+        let code = seen.code.as_deref().unwrap_or_default();
+        let of_the_clock_or_rights = ["AccessDenied", "RequestTimeTooSkewed", "AuthorizationPermissionMismatch", "QuotaExceeded"];
+        let stale = class == Class::Denied && !of_the_clock_or_rights.contains(&code);
+        Self { class, stale, context, text: describe(class, e, seen) }
     }
 }
 
 impl From<Failed> for SinkError {
     fn from(f: Failed) -> Self {
-        let Failed { class, context, text } = f;
+        let Failed { class, stale: _, context, text } = f;
         let kind = match class {
             Class::Missing | Class::NoBucket | Class::NoUpload => io::ErrorKind::NotFound,
             Class::Exists => io::ErrorKind::AlreadyExists,
@@ -188,7 +193,7 @@ fn describe(class: Class, e: &object_store::Error, seen: &Seen) -> String {
         (Class::NoBucket, _) => "; the bucket or container does not exist: create it or correct its name",
         (_, Some("RequestTimeTooSkewed")) => "; the clock of this machine is wrong",
         (_, Some("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired")) => {
-            "; the credentials have expired: they are asked for again with every attempt"
+            "; the credentials have expired: those of the machine are asked for again, others need a restart"
         }
         (Class::Denied, _) => "; check the credentials and their permissions",
         _ => "",

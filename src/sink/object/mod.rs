@@ -14,6 +14,7 @@
 mod backends;
 mod errors;
 mod http;
+mod renew;
 pub mod sim_s3;
 mod staged;
 mod uploads;
@@ -35,6 +36,7 @@ use tokio::runtime::Runtime;
 
 pub use backends::{AzureSettings, Endpoint, GcsSettings, S3Settings};
 use errors::{Class, Failed, watched};
+use renew::Renew;
 use staged::ObjectStaged;
 use uploads::Lister;
 
@@ -49,6 +51,8 @@ const MOST_KEY: usize = 1024;
 pub const MOST_PARTS: usize = 10_000;
 /// Tries of a call that can be repeated without harm; what fails longer is left to the caller, who tries for ever.
 const TRIES: u32 = 3;
+/// Least time between two renewals of credentials that the store refuses.
+const RENEWAL: Duration = Duration::from_secs(10);
 /// The completion of a large upload may take a store minutes.
 const COMPLETION: u32 = 4;
 
@@ -146,6 +150,8 @@ pub struct Remote {
     lister: Option<Lister>,
     /// See [`http::Connector`].
     conditional: Arc<AtomicBool>,
+    /// Asks for credentials anew; None where they stand in the configuration.
+    renew: Option<Renew>,
     /// Scheme, bucket, endpoint: for people.
     description: String,
 }
@@ -175,6 +181,8 @@ struct Shared {
     /// Uploads of this process that are still wanted.
     live: Mutex<HashSet<String>>,
     doomed: Mutex<BTreeSet<Doomed>>,
+    /// When credentials were last asked for because the store refused those in use.
+    renewed: Mutex<Option<Duration>>,
 }
 
 /// A lake in an object store.
@@ -190,7 +198,17 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl ObjectSink {
     /// Nothing is asked of the store yet: see [`Sink::prepare`].
     pub fn new(remote: Remote, settings: ObjectSettings, log: LogId, driver: Driver, metrics: Arc<Metrics>, clock: SharedClock) -> Self {
-        let shared = Shared { remote, settings, log, driver, metrics, clock, live: Mutex::default(), doomed: Mutex::default() };
+        let shared = Shared {
+            remote,
+            settings,
+            log,
+            driver,
+            metrics,
+            clock,
+            live: Mutex::default(),
+            doomed: Mutex::default(),
+            renewed: Mutex::default(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -229,9 +247,21 @@ impl Shared {
             Ok((r, seen)) => r.map_err(|e| Failed::from_store(self.context(op, path), &e, &seen)),
             Err(_) => Err(Failed::new(Class::Timeout, self.context(op, path), format!("no answer within {limit:?} (storage.timeout)"))),
         };
+        if result.as_ref().is_err_and(|f| f.stale) {
+            self.renew();
+        }
         let outcome = result.as_ref().err().map_or(StoreOutcome::Ok, |f| f.class.outcome());
         self.metrics.store_requests_total.get(StoreCall(op, outcome)).increment(1);
         result
+    }
+
+    fn renew(&self) {
+        let (Some(renew), now) = (&self.remote.renew, self.clock.monotonic()) else { return };
+        let mut last = lock(&self.renewed);
+        if last.is_none_or(|l| now >= l + RENEWAL) {
+            *last = Some(now);
+            renew();
+        }
     }
 
     /// A request that can be repeated without harm.
@@ -397,6 +427,21 @@ impl Shared {
         }
     }
 
+    /// Probes of runs that ended within their probe. Plan objects come before them in the order of names.
+    async fn remove_probes(&self) -> Result<(), Failed> {
+        let bad = |e: SinkError| Failed::new(Class::Refused, "the prefix".into(), e.to_string());
+        let (dir, first) =
+            (self.path(&format!("_arc/{}", self.log)).map_err(bad)?, self.path(&format!("_arc/{}/probe-", self.log)).map_err(bad)?);
+        let mut found = self.remote.store.list_with_offset(Some(&dir), &first);
+        loop {
+            let next = async { found.next().await.transpose() };
+            let Some(meta) = self.once(StoreOp::List, &dir, self.settings.timeout, next).await? else { return Ok(()) };
+            if meta.location.filename().is_some_and(|n| n.starts_with("probe-")) {
+                self.remove(&meta.location).await?;
+            }
+        }
+    }
+
     async fn remove(&self, path: &Path) -> Result<(), Failed> {
         use object_store::ObjectStoreExt as _;
         self.repeat(StoreOp::Delete, path, || self.remote.store.delete(path)).await
@@ -478,6 +523,9 @@ impl Sink for ObjectSink {
         let swept = self.sweep()?;
         if swept.removed > 0 {
             tracing::info!(removed = swept.removed, "aborted uploads that an earlier run had not finished");
+        }
+        if let Err(f) = self.shared.driver.block_on(s.remove_probes()) {
+            tracing::warn!(error = %SinkError::from(f), "probe objects of an earlier run stay");
         }
         Ok(())
     }

@@ -249,9 +249,24 @@ impl SimS3 {
                 None => answer(404, "NoSuchUpload"),
                 Some(_) => plain(StatusCode::NO_CONTENT, String::new()),
             },
+            StoreOp::List if w.query.contains_key("list-type") => plain(StatusCode::OK, list_objects(objects, w)),
             StoreOp::List => plain(StatusCode::OK, list(&s, w)),
         }
     }
+}
+
+/// Every object after a name, on one page.
+fn list_objects(objects: &SimStore, w: &Wire) -> String {
+    let after = w.query.get("start-after").map_or("", String::as_str);
+    let entry = |k: &str, b: &[u8]| {
+        let (len, tag) = (b.len(), etag(b));
+        format!(
+            "<Contents><Key>{k}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>{tag}</ETag><Size>{len}</Size></Contents>"
+        )
+    };
+    let found: String =
+        objects.objects().iter().filter(|(k, _)| k.starts_with(&w.key) && k.as_str() > after).map(|(k, b)| entry(k, b)).collect();
+    format!("<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>")
 }
 
 /// One page of the uploads, in the order of key and id.
@@ -336,7 +351,7 @@ async fn wire(request: HttpRequest) -> Wire {
         Method::DELETE if has("uploadId") => StoreOp::Abort,
         Method::DELETE => StoreOp::Delete,
         Method::HEAD => StoreOp::Head,
-        _ if has("uploads") => StoreOp::List,
+        _ if has("uploads") || has("list-type") => StoreOp::List,
         _ => StoreOp::Get,
     };
     let key = if op == StoreOp::List { query.get("prefix").cloned().unwrap_or_default() } else { key };

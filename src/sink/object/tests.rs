@@ -272,6 +272,22 @@ fn a_sweep_aborts_the_uploads_of_its_own_log_only() {
 }
 
 #[test]
+fn probes_of_runs_that_ended_within_them_are_removed() {
+    let store = SimStore::new();
+    let sim = SimS3::new(store.clone());
+    let sink = sink_with(&sim, "p", Verify::Head);
+    let kept =
+        [format!("p/_arc/{LOG}/plan-9"), format!("p/_arc/{LOG}x/probe-1"), "p/probe-1".to_owned(), format!("p/_arc/{LOG}/quite-else")];
+    for name in kept.iter().chain(&[format!("p/_arc/{LOG}/probe-1"), format!("p/_arc/{LOG}/probe-2")]) {
+        store.insert(name, b"x");
+    }
+    sink.prepare().unwrap();
+    let mut kept = kept.to_vec();
+    kept.sort();
+    assert_eq!(store.objects().into_keys().collect::<Vec<_>>(), kept);
+}
+
+#[test]
 fn a_store_that_overwrites_is_refused() {
     let store = SimStore::new();
     let sim = SimS3::new(store.clone());
