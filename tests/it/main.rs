@@ -12,6 +12,8 @@ mod known_errors;
 mod lake;
 mod layering;
 mod lifecycle;
+mod line_protocol;
+mod line_protocol_oracle;
 mod log_model;
 mod mem_vfs;
 mod msgpack;
