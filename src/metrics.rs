@@ -103,6 +103,12 @@ label! {
     /// What a request asked for; unknown paths and methods are all `other`.
     Route, "route" {
         WriteMsgpack = "write_msgpack",
+        WriteV1 = "write_v1",
+        WriteV2 = "write_v2",
+        WriteV3 = "write_v3",
+        WriteLines = "write_line_protocol",
+        Ping = "ping",
+        Query = "query",
         WriteSpec = "write_msgpack_spec",
         WriteStats = "write_msgpack_stats",
         Flush = "flush",
@@ -139,6 +145,8 @@ label! {
     Rejected, "reason" {
         Invalid = "invalid",
         TooLarge = "too_large",
+        /// Some lines of a body were refused, the others stored.
+        PartialWrite = "partial_write",
         KeyReused = "key_reused",
         NotStored = "not_stored",
         UnknownOutcome = "unknown_outcome",
@@ -343,6 +351,7 @@ table! {
     Counter ingest_bytes_total, Bytes, "Bytes of request bodies as received";
     Histogram ingest_decode_seconds (LATENCY), Seconds, "Inflating, decoding and validating a body";
     Counter ingest_invalid_utf8_total, Count, "Strings in which invalid UTF-8 became U+FFFD";
+    Counter ingest_refused_lines_total, Count, "Lines of line protocol that were refused";
     Counter ingest_replayed_keys_total, Count, "Requests answered from a remembered idempotency key";
     Counter ingest_key_evictions_total, Count, "Idempotency keys forgotten before their window had passed";
 

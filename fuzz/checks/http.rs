@@ -5,8 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_ingest::decode::line_protocol::{Empty, LineOptions, decode};
+use arc_ingest::decode::table::Bounds;
 use arc_ingest::error::{Reason, RequestError};
-use arc_ingest::http::{App, Backend, FlushOutcome, Readiness, Settings, WriteOutcome, WriteRequest, serve_stream};
+use arc_ingest::http::{
+    App, Backend, FlushOutcome, LineOutcome, LineRequest, Readiness, Settings, WriteOutcome, WriteRequest, serve_stream,
+};
 use arc_ingest::metrics::Metrics;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -37,6 +41,16 @@ impl Backend for Double {
             }
             Some(_) => Ok(WriteOutcome { sequence, replayed: false }),
         }
+    }
+
+    async fn write_lines(&self, request: LineRequest) -> Result<LineOutcome, RequestError> {
+        assert!(request.body.len() <= MAX_BODY && !request.database.is_empty() && request.database.len() <= 64);
+        let bounds = Bounds { max_columns: 100, max_tables: 10, max_partitions: 10, max_bytes: 1 << 20 };
+        let options = LineOptions { receive_time_us: 0, precision: request.precision, hive_names: true, bounds };
+        let lines = decode(&request.body, &options, &Empty)?;
+        let stored = !lines.tables.is_empty() && (request.accept_partial || lines.report.bad == 0);
+        let status = request.dialect.status(&lines.report);
+        Ok(LineOutcome { sequence: stored.then_some(7), replayed: false, status, report: lines.report })
     }
 
     async fn flush(&self, timeout: Duration) -> FlushOutcome {

@@ -12,6 +12,8 @@ pub mod rows;
 
 pub mod compression;
 pub mod http;
+pub mod line_protocol;
+pub mod line_protocol_differential;
 pub mod manifest;
 pub mod msgpack;
 pub mod msgpack_differential;
@@ -28,6 +30,8 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("compression", compression::check),
     ("http", http::check),
+    ("line_protocol", line_protocol::check),
+    ("line_protocol_differential", line_protocol_differential::check),
     ("manifest", manifest::check),
     ("msgpack", msgpack::check),
     ("msgpack_differential", msgpack_differential::check),

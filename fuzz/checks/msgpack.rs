@@ -60,7 +60,7 @@ pub fn check(data: &[u8]) {
         return;
     }
     let catalog = Catalog::new(1024, 100);
-    let admitted = match now(admit(&catalog, "db", decoded.clone(), None, 1, 1 << 24)) {
+    let admitted = match now(admit(&catalog, "db", decoded.tables.clone(), None, 1, 1 << 24)) {
         Ok(a) => a,
         Err(e) => {
             assert!(matches!(e.status(), 400 | 413), "{e:?}");
@@ -78,7 +78,8 @@ pub fn check(data: &[u8]) {
     let replayed = Catalog::new(1024, 100);
     replayed.fold(1, &v).unwrap();
     for c in [&catalog, &replayed] {
-        let second = now(admit(c, "db", decoded.clone(), None, 1, 1 << 24)).unwrap_or_else(|e| panic!("the same request again: {e}"));
+        let second =
+            now(admit(c, "db", decoded.tables.clone(), None, 1, 1 << 24)).unwrap_or_else(|e| panic!("the same request again: {e}"));
         assert!(!second.reservation.defines() && !second.record.index().defines);
         assert_eq!(second.rows, accepted as u64);
     }

@@ -102,6 +102,7 @@ impl Ops<'_> {
                     keyed: all(0),
                     odd_types: all(1) / 2,
                     large: all(2) / 2,
+                    lines: if arg & 0xc0 == 0xc0 { 1000 } else { 0 },
                 };
                 let patience = if flags & 8 == 0 { PATIENT } else { Duration::from_millis(many) };
                 return Some(Next::Send { seed: many | u64::from(flags) << 8, traffic, patience });

@@ -9,6 +9,7 @@
 //! on its way into it.
 
 mod fold;
+mod look;
 
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ use crate::error::RequestError;
 use crate::format::manifest::{ColumnEntry, PlanColumn, TableEntry};
 use crate::sync::Mutex;
 use crate::types::{ColumnType, Sequence, int_fits_f64};
+
+pub use look::{Look, Room};
 
 /// A column as the log defines it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

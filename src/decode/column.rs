@@ -123,6 +123,24 @@ impl ColumnBuilder {
         Ok(())
     }
 
+    /// [`Self::push`] of a string: the first `len` bytes of `text`. Longer text makes this faster.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    #[inline]
+    pub fn push_front_of(&mut self, text: &[u8], len: usize) -> Result<(), Mismatch> {
+        if let Kind::Str(b) = &mut self.kind
+            && b.push_front_of(text, len)
+        {
+            self.len += 1;
+            if let Some(v) = &mut self.validity {
+                v.push(true);
+            }
+            return Ok(());
+        }
+        self.push(Cell::Str(text.get(..len).unwrap_or(text)))
+    }
+
     fn start(&mut self, cell: Cell<'_>) {
         let nulls = self.len;
         if nulls > 0 {

@@ -1,11 +1,12 @@
 //! From request bodies to typed columns.
 //!
-//! `msgpack::decode` is the way in for MessagePack; `compression::inflate` for compressed bodies.
+//! `msgpack::decode` is the way in for MessagePack, `line_protocol::decode` for line protocol; `compression::inflate` for compressed bodies.
 #![deny(clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used))]
 
 pub mod column;
 pub mod compression;
+pub mod line_protocol;
 pub mod msgpack;
 pub mod strings;
 pub mod table;

@@ -77,8 +77,16 @@ pub struct Budget {
 }
 
 impl Budget {
+    pub fn new(bounds: Bounds) -> Self {
+        Self { bounds, padding: 0, cells: 0 }
+    }
+
     /// Counts the cells of an item before they are decoded.
-    fn claim(&mut self, table: &str, cells: usize) -> Result<(), RequestError> {
+    ///
+    /// # Errors
+    /// [`RequestError::TooLarge`] when the request has too many.
+    #[inline]
+    pub fn claim(&mut self, table: &str, cells: usize) -> Result<(), RequestError> {
         self.cells = self.cells.saturating_add(cells);
         if self.cells > self.bounds.cells() {
             return Err(RequestError::TooLarge(format!(
@@ -91,7 +99,10 @@ impl Budget {
     }
 
     /// Pads a column with NULL. Items that each name other columns would otherwise turn a small body into a huge table.
-    fn pad(&mut self, table: &str, column: &mut ColumnBuilder, rows: usize) -> Result<(), RequestError> {
+    ///
+    /// # Errors
+    /// [`RequestError::TooLarge`] when the request leaves out too many cells.
+    pub fn pad(&mut self, table: &str, column: &mut ColumnBuilder, rows: usize) -> Result<(), RequestError> {
         let missing = rows.saturating_sub(column.len());
         if missing == 0 {
             return Ok(());
@@ -268,7 +279,7 @@ pub struct Tables {
 
 impl Tables {
     pub fn new(bounds: Bounds) -> Self {
-        Self { budget: Budget { bounds, padding: 0, cells: 0 }, tables: Vec::new(), index: HashMap::default(), last: 0 }
+        Self { budget: Budget::new(bounds), tables: Vec::new(), index: HashMap::default(), last: 0 }
     }
 
     pub fn bounds(&self) -> &Bounds {

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::msgpack::Decoded;
-use crate::batch::{ValidBatch, Values};
+use crate::batch::{TableBatch, ValidBatch, Values};
 use crate::catalog::{Catalog, Reservation};
 use crate::error::RequestError;
 use crate::format::payload::{EncodedRecord, KeyEntry, encode};
@@ -24,12 +23,11 @@ pub struct Admitted {
 pub async fn admit(
     catalog: &Arc<Catalog>,
     database: &str,
-    decoded: Decoded,
+    mut tables: Vec<TableBatch>,
     key: Option<KeyEntry>,
     receive_time_us: i64,
     max_record: usize,
 ) -> Result<Admitted, RequestError> {
-    let mut tables = decoded.tables;
     for t in &mut tables {
         t.columns.retain(|c| !matches!(c.values, Values::Null));
     }

@@ -7,19 +7,21 @@ use axum::body::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Backend, FlushOutcome, Readiness, WriteOutcome, WriteRequest};
+use super::{Backend, FlushOutcome, LineOutcome, LineRequest, Readiness, WriteOutcome, WriteRequest};
+use crate::batch::TableBatch;
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
 use crate::compact::control::{Control, Shipped};
+use crate::decode::line_protocol::{self, InCatalog, LineOptions, Report};
 use crate::decode::msgpack::{DecodeOptions, decode};
 use crate::decode::table::Bounds;
-use crate::decode::validate::admit;
+use crate::decode::validate::{Admitted, admit};
 use crate::decode::{Nested, compression};
 use crate::error::{Reason, RequestError};
-use crate::idempotency::{Begin, Keys, body_hash, key_id};
+use crate::idempotency::{Begin, InFlightKey, Keys, body_hash, key_id};
 use crate::metrics::Metrics;
 use crate::sync::Mutex;
-use crate::types::{ColumnType, TimeUnit};
+use crate::types::{ColumnType, Sequence, TimeUnit};
 use crate::wal::recover::Progress;
 use crate::wal::shared::{Blocked, lock};
 use crate::wal::{AppendError, Appender, Completion, Shared};
@@ -122,6 +124,24 @@ impl Engine {
         Ok((body, Some(turn)))
     }
 
+    /// The claim of a request with a key, or the answer that it had.
+    async fn claim(&self, r: &Running, database: &str, key: Option<&str>, hash: impl FnOnce() -> [u8; 32]) -> Result<Claim, RequestError> {
+        let Some(key) = key else { return Ok(Claim::None) };
+        match r.keys.begin(key_id(database, key), hash()).await {
+            Begin::First(claim) => Ok(Claim::First(claim)),
+            Begin::Stored { sequence, status } => {
+                self.metrics.ingest_replayed_keys_total.increment(1);
+                Ok(Claim::Stored { sequence, status })
+            }
+            Begin::OtherBody => Err(RequestError::KeyReused(format!(
+                "the Idempotency-Key '{key}' was used with another body: expected the same bytes, route and time unit; use a new key for new rows"
+            ))),
+            Begin::Unavailable(reason) => {
+                Err(RequestError::unavailable(reason, "the first request with this Idempotency-Key was refused; send again later"))
+            }
+        }
+    }
+
     async fn write(&self, request: WriteRequest) -> Result<WriteOutcome, RequestError> {
         let r = self.open()?;
         let delay = r.shared.admit()?;
@@ -129,30 +149,12 @@ impl Engine {
         let s = &self.settings;
         let (body, turn) = self.inflated(request.body).await?;
         let large = turn.is_some();
-        let claim = match &request.idempotency_key {
-            None => None,
-            Some(key) => {
-                let unit = request.time_unit.map_or("", unit_name);
-                let hash = aside(large, || body_hash("msgpack", unit, &body));
-                match r.keys.begin(key_id(&request.database, key), hash).await {
-                    Begin::First(claim) => Some(claim),
-                    Begin::Stored { sequence, .. } => {
-                        self.metrics.ingest_replayed_keys_total.increment(1);
-                        return Ok(WriteOutcome { sequence: Some(sequence), replayed: true });
-                    }
-                    Begin::OtherBody => {
-                        return Err(RequestError::KeyReused(format!(
-                            "the Idempotency-Key '{key}' was used with another body: expected the same bytes, route and time unit; use a new key for new rows"
-                        )));
-                    }
-                    Begin::Unavailable(reason) => {
-                        return Err(RequestError::unavailable(
-                            reason,
-                            "the first request with this Idempotency-Key was refused; send again later",
-                        ));
-                    }
-                }
-            }
+        let unit = request.time_unit.map_or("", unit_name);
+        let hash = || aside(large, || body_hash("msgpack", unit, &body));
+        let claim = match self.claim(r, &request.database, request.idempotency_key.as_deref(), hash).await? {
+            Claim::None => None,
+            Claim::First(claim) => Some(claim),
+            Claim::Stored { sequence, .. } => return Ok(WriteOutcome { sequence: Some(sequence), replayed: true }),
         };
         let receive_time_us = self.clock.wall_us();
         let options =
@@ -163,19 +165,75 @@ impl Engine {
         if decoded.tables.is_empty() {
             return Ok(WriteOutcome { sequence: None, replayed: false });
         }
-        if let Some(table) = r.control.refuses(&request.database, decoded.tables.iter().map(|t| t.table.as_str())) {
-            return Err(RequestError::unavailable(
-                Reason::Backlog,
-                format!(
-                    "table '{table}': its files cannot be published and what may wait for that is full (see last_error of /api/v1/status); other tables are taken"
-                ),
-            ));
-        }
+        refuse_full(r, &request.database, &decoded.tables)?;
         let entry = claim.as_ref().map(|c| c.entry);
-        let admitted = admit(&r.catalog, &request.database, decoded, entry, receive_time_us, s.max_record_size).await?;
+        let admitted = admit(&r.catalog, &request.database, decoded.tables, entry, receive_time_us, s.max_record_size).await?;
         // What waits for the log from here on is bounded by its queue.
         drop(turn);
         self.metrics.ingest_decode_seconds.record(self.clock.monotonic().saturating_sub(started).as_secs_f64());
+        let sequence = self.append(r, admitted, claim, delay).await?;
+        Ok(WriteOutcome { sequence: Some(sequence), replayed: false })
+    }
+
+    /// What of a body fits is stored in one record; the rest is reported.
+    async fn write_line_protocol(&self, request: LineRequest) -> Result<LineOutcome, RequestError> {
+        let r = self.open()?;
+        let delay = r.shared.admit()?;
+        let started = self.clock.monotonic();
+        let s = &self.settings;
+        let (database, dialect) = (request.database.as_str(), request.dialect);
+        let (body, turn) = self.inflated(request.body.clone()).await?;
+        let large = turn.is_some();
+        let unit = request.unit();
+        let hash = || aside(large, || body_hash(dialect.route(), &unit, &body));
+        let receive_time_us = self.clock.wall_us();
+        let options = LineOptions { receive_time_us, precision: request.precision, hive_names: s.hive_names, bounds: s.bounds };
+        let known = InCatalog { catalog: &r.catalog, database };
+        let read = || aside(large, || line_protocol::decode(&body, &options, &known));
+        let mut claim = match self.claim(r, database, request.idempotency_key.as_deref(), hash).await? {
+            Claim::None => None,
+            Claim::First(claim) => Some(claim),
+            Claim::Stored { sequence, status: 204 } => {
+                return Ok(LineOutcome { sequence: Some(sequence), replayed: true, status: 204, report: Report::default() });
+            }
+            // Which lines were refused is not remembered, but they are refused again.
+            Claim::Stored { sequence, status } => {
+                let report = read().map(|lines| lines.report).unwrap_or_default();
+                return Ok(LineOutcome { sequence: Some(sequence), replayed: true, status, report });
+            }
+        };
+        let mut attempts = 0;
+        let (admitted, status, report) = loop {
+            let lines = read()?;
+            let status = dialect.status(&lines.report);
+            let report = lines.report;
+            if lines.tables.is_empty() || (report.bad > 0 && !request.accept_partial) {
+                self.metrics.ingest_refused_lines_total.increment(report.bad);
+                return Ok(LineOutcome { sequence: None, replayed: false, status, report });
+            }
+            refuse_full(r, database, &lines.tables)?;
+            if let Some(claim) = &mut claim {
+                claim.entry.status = status;
+            }
+            let entry = claim.as_ref().map(|c| c.entry);
+            attempts += 1;
+            match admit(&r.catalog, database, lines.tables, entry, receive_time_us, s.max_record_size).await {
+                Ok(admitted) => break (admitted, status, report),
+                // Other requests have made columns since the lines were read: read again, the lines that do not fit to them are left out.
+                Err(RequestError::Invalid(_)) if attempts < ATTEMPTS => {}
+                Err(e) => return Err(e),
+            }
+        };
+        drop(body);
+        drop(turn);
+        self.metrics.ingest_decode_seconds.record(self.clock.monotonic().saturating_sub(started).as_secs_f64());
+        let sequence = self.append(r, admitted, claim, delay).await?;
+        self.metrics.ingest_refused_lines_total.increment(report.bad);
+        Ok(LineOutcome { sequence: Some(sequence), replayed: false, status, report })
+    }
+
+    /// Appends a record and waits until it is durable.
+    async fn append(&self, r: &Running, admitted: Admitted, claim: Option<InFlightKey>, delay: Duration) -> Result<Sequence, RequestError> {
         let (reservation, rows) = (admitted.reservation, admitted.rows);
         let completion: Option<Completion> = if reservation.is_empty() && claim.is_none() {
             None
@@ -204,7 +262,34 @@ impl Engine {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        Ok(WriteOutcome { sequence: Some(sequence), replayed: false })
+        Ok(sequence)
+    }
+}
+
+/// What an idempotency key comes to.
+enum Claim {
+    /// The request has none.
+    None,
+    First(InFlightKey),
+    Stored {
+        sequence: Sequence,
+        status: u16,
+    },
+}
+
+/// How often the lines of a body are read because the catalog changed while they were.
+const ATTEMPTS: u32 = 16;
+
+/// Refuses what belongs to a table that cannot be shipped and has no more room to wait.
+fn refuse_full(r: &Running, database: &str, tables: &[TableBatch]) -> Result<(), RequestError> {
+    match r.control.refuses(database, tables.iter().map(|t| t.table.as_str())) {
+        None => Ok(()),
+        Some(table) => Err(RequestError::unavailable(
+            Reason::Backlog,
+            format!(
+                "table '{table}': its files cannot be published and what may wait for that is full (see last_error of /api/v1/status); other tables are taken"
+            ),
+        )),
     }
 }
 
@@ -230,6 +315,10 @@ impl Backend for Engine {
 
     async fn write_msgpack(&self, request: WriteRequest) -> Result<WriteOutcome, RequestError> {
         self.write(request).await
+    }
+
+    async fn write_lines(&self, request: LineRequest) -> Result<LineOutcome, RequestError> {
+        self.write_line_protocol(request).await
     }
 
     async fn flush(&self, timeout: Duration) -> FlushOutcome {

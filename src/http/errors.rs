@@ -1,12 +1,13 @@
 //! From what went wrong to an answer, in one place.
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 
 use super::RequestId;
+use super::lines::Refusal;
 use crate::error::{Reason, RequestError};
 use crate::metrics::{Metrics, Rejected};
 
@@ -15,6 +16,8 @@ use crate::metrics::{Metrics, Rejected};
 pub(super) enum Failure {
     /// Said by the backend, or by a check of the request's head.
     Request(RequestError),
+    /// Lines of a body were refused.
+    Lines(Box<Refusal>),
     /// No room under `max_in_flight`.
     InFlight,
     /// No such path.
@@ -38,18 +41,47 @@ struct ErrorBody<'a> {
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// The first line that was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Vec<LineBody<'a>>>,
 }
 
-/// The answer to a failure, counted and, for a bug of ours, logged.
-pub(super) fn response(failure: Failure, id: &RequestId, metrics: &Metrics) -> Response {
+#[derive(Serialize)]
+struct LineBody<'a> {
+    original_line: &'a str,
+    line_number: u64,
+    error_message: &'a str,
+}
+
+const X_INFLUXDB_ERROR: HeaderName = HeaderName::from_static("x-influxdb-error");
+/// Longest text of that header.
+const MAX_ERROR_HEADER: usize = 1024;
+
+/// The answer to a failure, counted and, for a bug of ours, logged. Clients of InfluxDB 1 find the text in a header too.
+pub(super) fn response(failure: Failure, id: &RequestId, metrics: &Metrics, v1: bool) -> Response {
+    let (response, text) = answer(failure, id, metrics);
+    let mut response = response;
+    if v1 {
+        let text: String = text.chars().take(MAX_ERROR_HEADER).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            response.headers_mut().insert(X_INFLUXDB_ERROR, value);
+        }
+    }
+    response
+}
+
+fn answer(failure: Failure, id: &RequestId, metrics: &Metrics) -> (Response, String) {
     let counted = counted_as(&failure);
     metrics.reject(counted);
     let error = match failure {
         Failure::Request(e) => e,
         Failure::InFlight => RequestError::unavailable(Reason::NotStored, "too many bytes of requests in flight; send it again"),
         Failure::Panicked => RequestError::Internal(format!("internal error; the log has it under request id {id}")),
-        Failure::NotFound => return shaped(404, "not found", "no such path", None),
-        Failure::MethodNotAllowed => return shaped(405, "method not allowed", "the method is not allowed for this path", None),
+        Failure::NotFound => return said(404, "not found", "no such path"),
+        Failure::MethodNotAllowed => return said(405, "method not allowed", "the method is not allowed for this path"),
+        Failure::Lines(refusal) => return lines(*refusal),
     };
     let reason = match &error {
         RequestError::Unavailable { reason, .. } => Some(*reason),
@@ -58,11 +90,32 @@ pub(super) fn response(failure: Failure, id: &RequestId, metrics: &Metrics) -> R
     if let RequestError::Internal(message) = &error {
         tracing::error!(request_id = %id, %message, "internal error");
     }
-    shaped(error.status(), error.code(), error.message(), reason)
+    (shaped(error.status(), error.code(), error.message(), reason), error.message().to_owned())
+}
+
+fn said(status: u16, code: &str, message: &str) -> (Response, String) {
+    (shaped(status, code, message, None), message.to_owned())
+}
+
+/// What was stored and what was refused: the text for those who read one, line by line for those who read more.
+fn lines(refusal: Refusal) -> (Response, String) {
+    let data =
+        refusal.details.iter().map(|d| LineBody { original_line: &d.original, line_number: d.line, error_message: &d.message }).collect();
+    let body = ErrorBody {
+        error: &refusal.text,
+        code: refusal.code,
+        message: &refusal.text,
+        reason: None,
+        line: refusal.details.first().map(|d| d.line),
+        data: Some(data),
+    };
+    let mut response = json(refusal.status, &body);
+    super::write::mark(&mut response, refusal.sequence, refusal.replayed);
+    (response, refusal.text)
 }
 
 fn shaped(status: u16, code: &str, message: &str, reason: Option<Reason>) -> Response {
-    let body = ErrorBody { error: message, code, message, reason: reason.map(Reason::word) };
+    let body = ErrorBody { error: message, code, message, reason: reason.map(Reason::word), line: None, data: None };
     let mut response = json(status, &body);
     if let Some(reason) = reason {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(reason.retry_after()));
@@ -82,6 +135,8 @@ pub(super) fn json(status: u16, body: &impl Serialize) -> Response {
 fn counted_as(failure: &Failure) -> Rejected {
     match failure {
         Failure::InFlight => Rejected::InFlight,
+        Failure::Lines(refusal) if refusal.sequence.is_some() => Rejected::PartialWrite,
+        Failure::Lines(_) => Rejected::Invalid,
         Failure::NotFound => Rejected::NotFound,
         Failure::MethodNotAllowed => Rejected::MethodNotAllowed,
         Failure::Panicked => Rejected::Internal,

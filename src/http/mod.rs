@@ -11,12 +11,13 @@
 //!   body that comes too slowly: the connection closes without an answer, because agents drop data on a 408.
 //!
 //! The way of a request: `server` accepts and drives the connection under the watch of `conn`, `routes` picks the row
-//! of the table and runs its handler (`write`, `ops`), `errors` shapes what went wrong.
+//! of the table and runs its handler (`write`, `lines`, `ops`), `errors` shapes what went wrong.
 
 mod admit;
 mod conn;
 pub mod engine;
 mod errors;
+pub mod lines;
 mod ops;
 mod routes;
 mod server;
@@ -39,6 +40,7 @@ use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::types::{Sequence, TimeUnit};
 
+pub use lines::{Dialect, LineOutcome, LineRequest};
 pub use routes::{ROUTES, RouteRow, Tier};
 pub use server::{Served, listen, serve, serve_stream};
 
@@ -162,6 +164,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Decodes, validates, stores and syncs a MessagePack body. `Ok` is answered 204 and means durable.
     fn write_msgpack(&self, request: WriteRequest) -> impl Future<Output = Result<WriteOutcome, RequestError>> + Send;
+
+    /// Decodes line protocol, stores and syncs the lines that fit. `Ok` means that what the outcome calls stored is durable.
+    fn write_lines(&self, request: LineRequest) -> impl Future<Output = Result<LineOutcome, RequestError>> + Send;
 
     /// Ships what was acknowledged before the call.
     fn flush(&self, timeout: Duration) -> impl Future<Output = FlushOutcome> + Send;

@@ -19,6 +19,7 @@ use axum::routing::{MethodFilter, on};
 use super::admit::Inbound;
 use super::conn::ConnState;
 use super::errors::{self, Failure};
+use super::lines::{self, Dialect};
 use super::{App, Backend, RequestId, ops, write};
 use crate::metrics::{Route, RouteStatus, StatusClass};
 
@@ -38,6 +39,9 @@ pub enum Tier {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Action {
     WriteMsgpack,
+    WriteLines(Dialect),
+    Ping,
+    Query,
     Spec,
     Stats,
     Flush,
@@ -64,6 +68,13 @@ const fn row(method: Method, path: &'static str, tier: Tier, action: Action, lab
 /// Every route; HEAD goes with GET.
 pub static ROUTES: &[RouteRow] = &[
     row(Method::POST, "/api/v1/write/msgpack", Tier::Write, Action::WriteMsgpack, Route::WriteMsgpack),
+    row(Method::POST, "/write", Tier::Write, Action::WriteLines(Dialect::V1), Route::WriteV1),
+    row(Method::POST, "/api/v2/write", Tier::Write, Action::WriteLines(Dialect::V2), Route::WriteV2),
+    row(Method::POST, "/api/v3/write_lp", Tier::Write, Action::WriteLines(Dialect::V3), Route::WriteV3),
+    row(Method::POST, "/api/v1/write/line-protocol", Tier::Write, Action::WriteLines(Dialect::Arc), Route::WriteLines),
+    row(Method::GET, "/ping", Tier::Open, Action::Ping, Route::Ping),
+    row(Method::GET, "/query", Tier::Open, Action::Query, Route::Query),
+    row(Method::POST, "/query", Tier::Open, Action::Query, Route::Query),
     row(Method::GET, "/api/v1/write/msgpack/spec", Tier::Read, Action::Spec, Route::WriteSpec),
     row(Method::GET, "/api/v1/write/msgpack/stats", Tier::Read, Action::Stats, Route::WriteStats),
     row(Method::POST, "/api/v1/flush", Tier::Admin, Action::Flush, Route::Flush),
@@ -131,7 +142,8 @@ async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) 
             Err(Failure::Panicked)
         }
     };
-    let mut response = result.unwrap_or_else(|failure| errors::response(failure, &call.id, &app.metrics));
+    let v1 = matches!(label, Route::WriteV1 | Route::Query);
+    let mut response = result.unwrap_or_else(|failure| errors::response(failure, &call.id, &app.metrics, v1));
     if call.body.settle().await {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -153,6 +165,9 @@ async fn handle<B: Backend>(app: &App<B>, target: Target, call: &mut Call) -> Re
     };
     match action {
         Action::WriteMsgpack => write::msgpack(app, call).await,
+        Action::WriteLines(dialect) => lines::write(app, call, dialect).await,
+        Action::Ping => lines::ping(call),
+        Action::Query => lines::query(app, call).await,
         Action::Flush => ops::flush(app, &call.head.uri).await,
         Action::Spec => Ok(errors::json(200, &app.backend.spec())),
         Action::Stats => Ok(errors::json(200, &app.backend.stats())),

@@ -12,14 +12,18 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
+use crate::decode::line_protocol::{Empty, LineOptions, Precision, Report, decode};
+use crate::decode::table::Bounds;
 use crate::error::Reason;
 
+mod lines;
 mod room;
 
 /// Does what the body of a write says.
 #[derive(Default)]
 pub(super) struct Mock {
     seen: Mutex<Vec<WriteRequest>>,
+    lines: Mutex<Vec<LineRequest>>,
     refuse: Mutex<Option<RequestError>>,
     flush: Mutex<Option<(FlushOutcome, Duration)>>,
     not_ready: AtomicBool,
@@ -51,6 +55,31 @@ impl Backend for Mock {
             b"stuck" => std::future::pending().await,
             _ => Ok(WriteOutcome { sequence, replayed: false }),
         }
+    }
+
+    async fn write_lines(&self, request: LineRequest) -> Result<LineOutcome, RequestError> {
+        let mut report = Report::default();
+        let (mut sequence, mut replayed) = (Some(7), false);
+        match &request.body[..] {
+            b"invalid" => return Err(RequestError::Invalid("no such thing".into())),
+            b"full" => return Err(RequestError::unavailable(Reason::DiskFull, "no room")),
+            b"" => sequence = None,
+            b"replay" => replayed = true,
+            _ => {}
+        }
+        if request.body.ends_with(b"bad") || request.body.ends_with(b"conflict") {
+            let options = LineOptions {
+                receive_time_us: 0,
+                precision: request.precision,
+                hive_names: true,
+                bounds: Bounds { max_columns: 9, max_tables: 9, max_partitions: 9, max_bytes: 999 },
+            };
+            report = decode(&request.body, &options, &Empty).unwrap().report;
+            sequence = sequence.filter(|_| request.accept_partial && report.bad < report.lines);
+        }
+        let status = request.dialect.status(&report);
+        self.lines.lock().unwrap().push(request);
+        Ok(LineOutcome { sequence, replayed, status, report })
     }
 
     async fn flush(&self, timeout: Duration) -> FlushOutcome {
@@ -691,23 +720,31 @@ async fn the_table_is_what_the_router_serves() {
     let mut seen = HashSet::new();
     for row in ROUTES {
         assert!(seen.insert((row.method.as_str(), row.path)), "{row:?} twice");
-        let request = |method: &str| format!("{method} {} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", row.path);
+        let parameters = if row.path == "/query" { "?q=SHOW%20DATABASES" } else { "?db=x" };
+        let request = |method: &str| format!("{method} {}{parameters} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", row.path);
         let own = server.once(&request(row.method.as_str())).await;
         assert!(own.status < 300, "{row:?}: {own:?}");
+        let methods: Vec<&str> = ROUTES.iter().filter(|r| r.path == row.path).map(|r| r.method.as_str()).collect();
+        let mut allowed = methods.clone();
+        if let Some(get) = methods.iter().position(|m| *m == "GET") {
+            allowed.insert(get + 1, "HEAD");
+        }
         for other in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
-            if other == row.method.as_str() {
+            if methods.contains(&other) {
                 continue;
             }
             let answer = server.once(&request(other)).await;
             answer.assert_error(405, "method not allowed", None);
-            let want = if row.method == "GET" { "GET,HEAD" } else { row.method.as_str() };
-            assert_eq!(answer.header("allow"), Some(want), "{row:?}");
+            assert_eq!(answer.header("allow"), Some(allowed.join(",").as_str()), "{row:?}");
         }
         let head = server.once(&request("HEAD")).await;
-        assert_eq!(head.status, if row.method == "GET" { 200 } else { 405 }, "{row:?}");
+        let want = if row.path == "/ping" { 204 } else { 200 };
+        assert_eq!(head.status, if allowed.contains(&"HEAD") { want } else { 405 }, "{row:?}");
     }
     let tier = |path: &str| ROUTES.iter().find(|r| r.path == path).unwrap().tier;
-    assert_eq!(tier("/api/v1/write/msgpack"), Tier::Write);
+    for path in ["/api/v1/write/msgpack", "/write", "/api/v2/write", "/api/v3/write_lp", "/api/v1/write/line-protocol"] {
+        assert_eq!(tier(path), Tier::Write);
+    }
     assert_eq!(tier("/api/v1/flush"), Tier::Admin);
     assert_eq!(tier("/api/v1/status"), Tier::Read);
     assert_eq!(tier("/health"), Tier::Open);

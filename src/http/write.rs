@@ -1,4 +1,4 @@
-//! The write route: what the head of a request says, then the body, then the backend.
+//! The MessagePack route, and what all writes share: what the head of a request says, then the body, then the backend.
 
 use axum::body::Body;
 use axum::http::header::HeaderName;
@@ -11,7 +11,7 @@ use super::{App, Backend, WriteRequest, ops, printable};
 use crate::batch::check_database_name;
 use crate::error::RequestError;
 use crate::limits::MAX_IDEMPOTENCY_KEY;
-use crate::types::TimeUnit;
+use crate::types::{Sequence, TimeUnit};
 
 const X_ARC_DATABASE: HeaderName = HeaderName::from_static("x-arc-database");
 const X_ARC_TIME_UNIT: HeaderName = HeaderName::from_static("x-arc-time-unit");
@@ -21,7 +21,7 @@ const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-re
 
 /// `POST /api/v1/write/msgpack`
 pub(super) async fn msgpack<B: Backend>(app: &App<B>, call: &mut Call) -> Result<Response, Failure> {
-    let database = database(&call.head.headers, &call.head.uri)?;
+    let database = database(&call.head.headers, &call.head.uri, Some("default"))?;
     let time_unit = time_unit(&call.head.headers)?;
     let idempotency_key = idempotency_key(&call.head.headers)?;
     app.backend.before_body()?;
@@ -33,18 +33,28 @@ pub(super) async fn msgpack<B: Backend>(app: &App<B>, call: &mut Call) -> Result
     drop(share);
 
     let outcome = outcome?;
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    if let Some(sequence) = outcome.sequence {
-        response.headers_mut().insert(X_ARC_SEQUENCE, HeaderValue::from(sequence));
-    }
-    if outcome.replayed {
-        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
-    }
-    Ok(response)
+    Ok(stored(outcome.sequence, outcome.replayed))
 }
 
-fn invalid(message: impl Into<String>) -> RequestError {
+/// 204, with what it is known by.
+pub(super) fn stored(sequence: Option<Sequence>, replayed: bool) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    mark(&mut response, sequence, replayed);
+    response
+}
+
+/// Says which record holds the rows, and whether an earlier request made it.
+pub(super) fn mark(response: &mut Response, sequence: Option<Sequence>, replayed: bool) {
+    if let Some(sequence) = sequence {
+        response.headers_mut().insert(X_ARC_SEQUENCE, HeaderValue::from(sequence));
+    }
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    }
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> RequestError {
     RequestError::Invalid(message.into())
 }
 
@@ -61,14 +71,17 @@ fn text<'a>(value: &'a HeaderValue, name: &HeaderName) -> Result<&'a str, Reques
     value.to_str().map_err(|_| invalid(format!("the header {name} is not ASCII text")))
 }
 
-/// The header, else `db`, else `bucket`, else `default`.
-fn database(headers: &HeaderMap, uri: &Uri) -> Result<String, RequestError> {
+/// The header, else `db`, else `bucket`, else `otherwise`.
+pub(super) fn database(headers: &HeaderMap, uri: &Uri, otherwise: Option<&str>) -> Result<String, RequestError> {
     let name = match single(headers, &X_ARC_DATABASE)? {
         Some(value) => text(value, &X_ARC_DATABASE)?.to_owned(),
         None => {
             let mut query = ops::query(uri)?;
             let mut take = |key: &str| query.iter().position(|(k, _)| k == key).map(|at| query.swap_remove(at).1);
-            take("db").or_else(|| take("bucket")).unwrap_or_else(|| "default".to_owned())
+            match take("db").or_else(|| take("bucket")).or_else(|| otherwise.map(str::to_owned)) {
+                Some(name) => name,
+                None => return Err(invalid("no database is named: expected the header x-arc-database or the parameter db (v2: bucket)")),
+            }
         }
     };
     check_database_name(&name)?;
@@ -83,7 +96,7 @@ fn time_unit(headers: &HeaderMap) -> Result<Option<TimeUnit>, RequestError> {
     }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, RequestError> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, RequestError> {
     let Some(value) = single(headers, &IDEMPOTENCY_KEY)? else { return Ok(None) };
     match value.to_str() {
         Ok(key) if printable(value.as_bytes(), MAX_IDEMPOTENCY_KEY) => Ok(Some(key.to_owned())),

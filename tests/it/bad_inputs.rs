@@ -300,6 +300,65 @@ fn keys_and_catalog() -> Vec<Case> {
     ]
 }
 
+/// Line protocol of which nothing can be stored, and requests for it that are refused before a line is read.
+fn lines() -> Vec<Case> {
+    const V1: &str = "/write?db=default&precision=ms";
+    let at = |path: &str, name: &str, body: &[u8], says| bad(&format!("line protocol: {name}"), body.to_vec(), says).at("POST", path);
+    let line = |name: &str, body: &[u8], says| at(V1, name, body, says);
+    let over = |name: &str, body: Vec<u8>, says| case(&format!("line protocol: {name}"), body, 413, says).at("POST", V1);
+    let hours: String = (0..9).map(|h| format!("h v=1 {}\n", NOW + h * 3_600_000)).collect();
+    let sparse: String = (0..30).flat_map(|c| (0..60).map(move |r| format!("s v{c}=1 {}\n", NOW + c * 60 + r))).collect();
+    let packed = gzip(b"m v=1");
+    let mut all: Vec<Case> = ["/write", "/api/v2/write?org=o", "/api/v3/write_lp", "/api/v2/write?bucket=", "/write?db=../x"]
+        .into_iter()
+        .map(|p| at(p, &format!("no database for {p}"), b"m v=1", "database"))
+        .collect();
+    for (path, precision) in
+        [("/write", "d"), ("/api/v2/write", "m"), ("/api/v2/write", "n"), ("/api/v3/write_lp", "u"), ("/api/v3/write_lp", "NS")]
+    {
+        all.push(at(&format!("{path}?db=d&precision={precision}"), &format!("{precision} on {path}"), b"m v=1", "unknown precision"));
+    }
+    all.extend([
+        at("/api/v3/write_lp?db=d&accept_partial=yes", "a flag that is none", b"m v=1", "accept_partial"),
+        at("/api/v3/write_lp?db=d&accept_partial=false", "one bad line, all or nothing", b"m v=1\nm v=", "parsing failed"),
+        line("no fields", b"m\nm,t=x\n", "unable to parse 'm': missing fields"),
+        line("no measurement", b",t=x v=1", "missing measurement"),
+        line("an empty tag value", b"m,t= v=1", "missing tag value"),
+        line("a tag twice", b"m,t=x,t=y v=1", "given twice"),
+        line("a float with the suffix of an integer", b"m v=1.5i", "invalid field value"),
+        line("letters behind digits", b"m v=12abc", "invalid field value"),
+        line("an open quote", b"m v=\"x", "unterminated string"),
+        line("text behind a quote", b"m v=\"x\"y", "invalid string"),
+        line("NaN", b"m v=NaN", "finite"),
+        line("infinity", b"m v=-Inf", "finite"),
+        line("a float that overflows", b"m v=1e999", "finite"),
+        line("an integer that overflows", b"m v=9223372036854775808i", "int64"),
+        line("an unsigned that int64 cannot hold", b"m v=18446744073709551615u", "int64"),
+        line("a field called time", b"m time=1", "time stamp column"),
+        line("a time that is none", b"m v=1 now", "bad timestamp"),
+        line("a time that overflows", b"m v=1 9223372036854775807", "9999"),
+        line("a time that int64 cannot hold", b"m v=1 9223372036854775808", "bad timestamp"),
+        line("invalid UTF-8", b"m v=\"\xff\"", "UTF-8"),
+        line("columns that differ in case", b"m v=1,V=2", "case"),
+        line("control characters", b"m\x01 v=1", "control characters"),
+        line("MessagePack", &good(), "unable to parse"),
+        line("a string into int64", b"typed i=\"x\"", "field type conflict"),
+        line("an int that float64 cannot hold", b"typed f=9007199254740993i", "field type conflict"),
+        line("a durable column up to case", b"typed I=1i", "case"),
+        line("gzip cut short", &packed[..packed.len() - 3], "gzip"),
+        over("too many hours", hours.into_bytes(), "ingest.max_partitions"),
+        over("cells left out", sparse.into_bytes(), "ingest.max_record_size"),
+        over("over the raw limit", vec![b'x'; 200 << 10], "server.max_payload_size"),
+        over("over the inflated limit", gzip(&vec![b'x'; 400 << 10]), "ingest.max_inflated_size"),
+        case("line protocol: types alone", b"typed i=\"x\"".to_vec(), 422, "field type conflict")
+            .at("POST", "/api/v2/write?bucket=default"),
+        at("/query?q=DROP+DATABASE+default", "another statement", b"", "CREATE DATABASE"),
+    ]);
+    let tables: String = (0..5).map(|n| format!("new{n} v=\n")).collect();
+    all.push(line("tables of bad lines", tables.as_bytes(), "missing field value"));
+    all
+}
+
 fn routes() -> Vec<Case> {
     let flush = |t: &str| bad(&format!("flush timeout {t}"), vec![], "timeout").at("POST", &format!("/api/v1/flush?timeout={t}"));
     let at = |method, path: &str, status| case(&format!("{method} {path}"), vec![], status, "").at(method, path);
@@ -314,6 +373,9 @@ fn routes() -> Vec<Case> {
         at("POST", "/api/v1/status", 405),
         at("GET", "/api/v1/flush", 405),
         at("GET", "/api/v1/write/line-protocol/flush", 405),
+        at("GET", "/write", 405),
+        at("PUT", "/api/v3/write_lp", 405),
+        at("POST", "/ping", 405),
         flush("x"),
         flush("-1s"),
         flush("1.5s"),
@@ -374,7 +436,7 @@ fn what_is_refused_leaves_no_trace() {
     let before = logged(&place);
     assert_eq!(before, [1]);
 
-    let cases: Vec<Case> = [syntax(), names(), times_and_types(), rows(), sizes_and_compression(), keys_and_catalog(), routes()]
+    let cases: Vec<Case> = [syntax(), names(), times_and_types(), rows(), sizes_and_compression(), keys_and_catalog(), lines(), routes()]
         .into_iter()
         .flatten()
         .collect();

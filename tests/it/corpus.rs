@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 #[path = "../../fuzz/checks/mod.rs"]
-mod checks;
+pub mod checks;
 
 fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
@@ -68,7 +68,7 @@ macro_rules! replays {
     };
 }
 
-replays!(compression http manifest msgpack msgpack_differential ops payload record_roundtrip recover_dir scan segment_header);
+replays!(compression http line_protocol line_protocol_differential manifest msgpack msgpack_differential ops payload record_roundtrip recover_dir scan segment_header);
 
 /// Inputs that reach nothing check nothing: a change of the operations' meaning must not go unseen.
 #[test]

@@ -1,7 +1,7 @@
 //! Request bodies, built once and patched in place.
 //!
-//! A template is a complete MessagePack body in which every `time` and `id` is a nine-byte uint64, so that giving a
-//! request its own values overwrites bytes and moves none. The shape of a row is that of the usual metrics load: time in
+//! A template is a complete body in which every `time` and `id` has a fixed width (MessagePack: a nine-byte uint64; line protocol: digits with
+//! leading zeros), so that giving a request its own values overwrites bytes and moves none. The shape of a row is that of the usual metrics load: time in
 //! milliseconds, three strings, three floats; plus `id`, by which `arc bench verify` finds the row again.
 
 use super::{Encoding, Format};
@@ -20,9 +20,15 @@ pub struct Template {
     /// Offsets of the eight value bytes of each row's time and id.
     times: Vec<usize>,
     ids: Vec<usize>,
+    /// Values are decimal digits.
+    digits: bool,
     /// Tables that the rows go to.
     pub tables: Vec<String>,
 }
+
+/// Digits of a time in milliseconds, up to the year 2286, and of an id.
+const TIME_DIGITS: usize = 13;
+const ID_DIGITS: usize = 18;
 
 impl Template {
     /// Appends the body to `out`: row `i` has the id `first_id + i`, and the times are the `rows` milliseconds up to `now_ms`.
@@ -31,8 +37,13 @@ impl Template {
         out.extend_from_slice(&self.bytes);
         let Some(body) = out.get_mut(base..) else { return };
         let first_ms = now_ms.saturating_sub(self.times.len() as u64);
-        patch(body, &self.times, first_ms);
-        patch(body, &self.ids, first_id);
+        if self.digits {
+            patch_digits(body, &self.times, TIME_DIGITS, first_ms);
+            patch_digits(body, &self.ids, ID_DIGITS, first_id);
+        } else {
+            patch(body, &self.times, first_ms);
+            patch(body, &self.ids, first_id);
+        }
     }
 
     /// Bytes of each body.
@@ -45,6 +56,15 @@ fn patch(body: &mut [u8], offsets: &[usize], first: u64) {
     for (value, at) in (first..).zip(offsets) {
         if let Some(slot) = body.get_mut(*at..*at + 8) {
             slot.copy_from_slice(&value.to_be_bytes());
+        }
+    }
+}
+
+fn patch_digits(body: &mut [u8], offsets: &[usize], width: usize, first: u64) {
+    for (mut value, at) in (first..).zip(offsets) {
+        for digit in body.get_mut(*at..*at + width).into_iter().flatten().rev() {
+            *digit = b'0' + (value % 10) as u8;
+            value /= 10;
         }
     }
 }
@@ -68,10 +88,10 @@ impl Templates {
             }
             for name in &names {
                 let mut w = Writer::default();
-                if format == Format::Columnar {
-                    w.columnar(name, rows, &mut rng)
-                } else {
-                    w.rows(name, rows, &mut rng)
+                match format {
+                    Format::Columnar | Format::Batch => w.columnar(name, rows, &mut rng),
+                    Format::Row => w.rows(name, rows, &mut rng),
+                    Format::Line => w.lines(name, rows, &mut rng),
                 }
                 all.push(w.finish(vec![name.clone()]));
             }
@@ -133,11 +153,12 @@ struct Writer {
     bytes: Vec<u8>,
     times: Vec<usize>,
     ids: Vec<usize>,
+    digits: bool,
 }
 
 impl Writer {
     fn finish(self, tables: Vec<String>) -> Template {
-        Template { bytes: self.bytes, times: self.times, ids: self.ids, tables }
+        Template { bytes: self.bytes, times: self.times, ids: self.ids, digits: self.digits, tables }
     }
 
     fn map(&mut self, n: usize) {
@@ -220,6 +241,21 @@ impl Writer {
             self.text(name);
             self.array(rows);
             (0..rows).for_each(|_| self.float(rng.percent()));
+        }
+    }
+
+    fn lines(&mut self, table: &str, rows: usize, rng: &mut Rng) {
+        self.digits = true;
+        for _ in 0..rows {
+            let (host, region, env) = (rng.host(), rng.pick(&REGIONS), rng.pick(&ENVS));
+            self.bytes.extend_from_slice(format!("{table},host={host},region={region},env={env} id=").as_bytes());
+            self.ids.push(self.bytes.len());
+            self.bytes.extend_from_slice(&[b'0'; ID_DIGITS]);
+            let [idle, user, system] = [rng.percent(), rng.percent(), rng.percent()];
+            self.bytes.extend_from_slice(format!("i,usage_idle={idle},usage_user={user},usage_system={system} ").as_bytes());
+            self.times.push(self.bytes.len());
+            self.bytes.extend_from_slice(&[b'0'; TIME_DIGITS]);
+            self.bytes.push(b'\n');
         }
     }
 
@@ -333,6 +369,19 @@ mod tests {
             assert_eq!(item["fields"]["id"], 5 + i as u64);
             assert_eq!(item["t"], 1_767_225_599_980u64 + i as u64);
             assert!(item["h"].is_string() && item["tags"]["region"].is_string() && item["fields"]["usage_user"].is_f64());
+        }
+    }
+
+    #[test]
+    fn lines() {
+        let t = Templates::build(Format::Line, 20, 2);
+        let mut out = Vec::new();
+        t.pick(1).unwrap().render(5, 1_767_225_600_000, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.lines().count(), 20);
+        for (i, line) in text.lines().enumerate() {
+            assert!(line.starts_with("bench_1,host=server") && line.contains(&format!(" id={:018}i,usage_idle=", 5 + i)), "{line}");
+            assert!(line.ends_with(&format!(" {}", 1_767_225_599_980u64 + i as u64)), "{line}");
         }
     }
 

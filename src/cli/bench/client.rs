@@ -22,11 +22,11 @@ pub struct Target {
 }
 
 impl Target {
-    /// `http://host[:port][/path]`; without a path the MessagePack write route.
+    /// `http://host[:port][/path]`; without a path `otherwise`.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(url: &str) -> Result<Self, String> {
+    pub fn parse(url: &str, otherwise: &str) -> Result<Self, String> {
         let bad = |why: &str| Err(format!("--url {url}: {why}; expected http://HOST[:PORT][/PATH], such as http://127.0.0.1:8000"));
         let Some(rest) = url.strip_prefix("http://") else { return bad("only http is spoken here") };
         if !rest.bytes().all(|b| b.is_ascii_graphic()) {
@@ -41,7 +41,7 @@ impl Target {
         if host.is_empty() || host.contains('@') || (host.contains(':') && !host.starts_with('[')) {
             return bad("the host is missing or not understood");
         }
-        let path = if path.is_empty() || path == "/" { "/api/v1/write/msgpack" } else { path };
+        let path = if path.is_empty() || path == "/" { otherwise } else { path };
         Ok(Self { host: host.to_owned(), port, path: path.to_owned() })
     }
 
@@ -52,7 +52,7 @@ impl Target {
         // Writing to a Vec cannot fail.
         let _ = write!(
             out,
-            "POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/msgpack\r\nx-arc-database: {database}\r\n\
+            "POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/octet-stream\r\nx-arc-database: {database}\r\n\
              content-length: {length}\r\n"
         );
         if let Some(encoding) = encoding {
@@ -280,20 +280,22 @@ fn parse_head(head: &[u8]) -> io::Result<(Answer, Framing)> {
 mod tests {
     use super::*;
 
+    const PATH: &str = "/api/v1/write/msgpack";
+
     #[test]
     fn urls() {
-        let t = Target::parse("http://127.0.0.1:8000").unwrap();
+        let t = Target::parse("http://127.0.0.1:8000", PATH).unwrap();
         assert_eq!((t.host.as_str(), t.port, t.path.as_str()), ("127.0.0.1", 8000, "/api/v1/write/msgpack"));
-        let t = Target::parse("http://[::1]:9/x?y=z").unwrap();
+        let t = Target::parse("http://[::1]:9/x?y=z", PATH).unwrap();
         assert_eq!((t.host.as_str(), t.port, t.path.as_str()), ("[::1]", 9, "/x?y=z"));
-        assert_eq!(Target::parse("http://[::1]/").unwrap().port, 80);
+        assert_eq!(Target::parse("http://[::1]/", PATH).unwrap().port, 80);
         for bad in
             ["https://x", "127.0.0.1:8000", "http://", "http://:1", "http://a:0", "http://a:b", "http://a@b", "http://::1", "http://a/ b"]
         {
-            assert!(Target::parse(bad).is_err(), "{bad}");
+            assert!(Target::parse(bad, PATH).is_err(), "{bad}");
         }
         let mut out = Vec::new();
-        Target::parse("http://h:1").unwrap().head("bench", Some("gzip"), Some("k-1"), 5, &mut out);
+        Target::parse("http://h:1", PATH).unwrap().head("bench", Some("gzip"), Some("k-1"), 5, &mut out);
         let text = String::from_utf8(out).unwrap();
         assert!(text.starts_with("POST /api/v1/write/msgpack HTTP/1.1\r\nhost: h:1\r\n") && text.ends_with("\r\n\r\n"));
         assert!(text.contains("content-length: 5\r\ncontent-encoding: gzip\r\nidempotency-key: k-1\r\n"));
@@ -324,7 +326,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (early, after, broken) = runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let target = Target::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+            let target = Target::parse(&format!("http://{}", listener.local_addr().unwrap()), PATH).unwrap();
             tokio::spawn(async move {
                 // The first connection is answered at the first byte and read no further, the second just ends.
                 let (mut first, _) = listener.accept().await.unwrap();

@@ -43,6 +43,18 @@ pub enum Format {
     Row,
     /// All tables in each request, columns
     Batch,
+    /// One table a request, line protocol
+    Line,
+}
+
+impl Format {
+    /// Where bodies go when the URL has no path.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Columnar | Self::Row | Self::Batch => "/api/v1/write/msgpack",
+            Self::Line => "/api/v1/write/line-protocol?precision=ms",
+        }
+    }
 }
 
 /// `--encoding`
@@ -86,7 +98,7 @@ enum BenchCommand {
 
 #[derive(Args, Debug, Clone)]
 pub struct RunArgs {
-    /// Server to write to; without a path the MessagePack route
+    /// Server to write to; without a path the route of the format
     #[arg(long, required = true, value_name = "URL")]
     pub url: Option<String>,
     /// Connections, each with one request at a time
@@ -145,7 +157,7 @@ pub fn run(global: &Global, args: BenchArgs) -> ExitCode {
         return verify::run(global, args);
     }
     let args = args.run;
-    let target = match client::Target::parse(args.url.as_deref().unwrap_or_default()) {
+    let target = match client::Target::parse(args.url.as_deref().unwrap_or_default(), args.format.path()) {
         Ok(target) => target,
         Err(e) => {
             global.error(e);

@@ -491,7 +491,7 @@ mod tests {
             let mut line = vec!["bench", "--url", &url, "--ledger", ledger, "--rows", "10", "--connections", "2"];
             line.extend_from_slice(flags);
             let args = Cli::parse_from(line).run;
-            let target = Target::parse(args.url.as_deref().unwrap()).unwrap();
+            let target = Target::parse(args.url.as_deref().unwrap(), "/api/v1/write/msgpack").unwrap();
             drive(args, target).await.unwrap()
         });
         let seen = std::mem::take(&mut *seen.lock().unwrap());
@@ -571,7 +571,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         for (flag, down) in [("--tolerate-down=true", false), ("--tolerate-down=false", true)] {
             let args = Cli::parse_from(["bench", "--url", url, "--duration", "100ms", flag]).run;
-            let report = runtime.block_on(drive(args, Target::parse(url).unwrap())).unwrap();
+            let report = runtime.block_on(drive(args, Target::parse(url, "/api/v1/write/msgpack").unwrap())).unwrap();
             assert_eq!((report.stats.requests, report.stopped_by.is_some()), (0, down));
         }
     }

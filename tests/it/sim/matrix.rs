@@ -16,7 +16,7 @@ enum Point {
     Store(u64, bool),
 }
 
-/// Groups, marks, rotations, oversized records, new and widened columns, keys, several plans with several outputs, checkpoints,
+/// MessagePack and line protocol with partial writes, groups, marks, rotations, oversized records, new and widened columns, keys, several plans with several outputs, checkpoints,
 /// releases, recycled segments, a stop in good order, and a start over what that left.
 fn script(seed: u64, engine: Engine, wired: bool) -> World {
     let mut m = Machine::small(engine);
@@ -24,6 +24,7 @@ fn script(seed: u64, engine: Engine, wired: bool) -> World {
     m.trigger_size = 24 << 10;
     m.max_delay = Duration::from_millis(400);
     m.traffic.large = 30;
+    m.traffic.lines = 400;
     let mut w = World::new(seed, m);
     if wired {
         // Objects in one piece and in several; a store that completes by overwriting is the harder one.
@@ -75,6 +76,7 @@ fn matrix(engine: Engine, wired: bool, seed: u64) {
         w.store_faults(0, 0);
         assert_eq!(live(&mut w), Ok(Ended::Done));
         assert!(w.model.acked() > 50, "{} acknowledged", w.model.acked());
+        assert!(w.partial > 5, "{} partial writes", w.partial);
         (w.disk.calls(), w.store_calls())
     };
     let mut points = Vec::new();

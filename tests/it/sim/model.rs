@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use arc_ingest::clock::SplitMix64;
+use arc_ingest::http::Dialect;
 use arc_ingest::sink::sim::SimStore;
 use arrow::array::{Array, Float64Array, Int64Array, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::DataType;
@@ -43,6 +44,46 @@ pub struct Request {
     pub in_flight: u32,
     /// Damage of a disk has hit its record: its rows may be missing.
     pub rotten: bool,
+    /// Line protocol, if it is that.
+    pub lines: Option<LineBody>,
+}
+
+/// What is known of the lines of a body.
+#[derive(Clone, Debug)]
+pub struct LineBody {
+    pub dialect: Dialect,
+    /// The row of each line, None for those that nobody can store, by number.
+    pub rows: BTreeMap<u64, Option<usize>>,
+    /// The rows that were refused, as every answer so far has it.
+    pub dropped: Option<BTreeSet<usize>>,
+}
+
+impl Request {
+    /// Takes note of the lines that an answer names: those that nobody can store, and rows whose types did not fit.
+    ///
+    /// # Errors
+    /// When it names too few or others than an answer before.
+    pub fn told(&mut self, named: &BTreeSet<u64>) -> Result<(), String> {
+        let Some(lines) = &mut self.lines else { return Err("it has no lines".into()) };
+        let mut dropped = BTreeSet::new();
+        for line in named {
+            match lines.rows.get(line) {
+                Some(Some(row)) => _ = dropped.insert(*row),
+                Some(None) => {}
+                None => return Err(format!("line {line} is none, and was refused")),
+            }
+        }
+        if let Some((line, _)) = lines.rows.iter().find(|(line, row)| row.is_none() && !named.contains(line)) {
+            return Err(format!("line {line} cannot be stored, and was not refused"));
+        }
+        match &lines.dropped {
+            Some(before) if *before != dropped => Err(format!("the rows {before:?} were refused, then {dropped:?}")),
+            _ => {
+                lines.dropped = Some(dropped);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// How rich the traffic is.
@@ -55,6 +96,39 @@ pub struct Traffic {
     pub keyed: u64,
     pub odd_types: u64,
     pub large: u64,
+    /// Per mille of requests that are line protocol.
+    pub lines: u64,
+}
+
+/// Lines that nobody can store: bad grammar, bad values, names that cannot be. If one were stored, no request would know its row; a table of that
+/// name must not come to be.
+const BAD_LINES: &[&str] = &[
+    "nope",
+    "t0 rid=-5i,c0=",
+    "t1,x= rid=-5i",
+    "t2 rid=-5i,c1=1.5i",
+    "t0 rid=-5i,c2=\"open",
+    "t1 rid=-5i,c3=\"two\nlines\",c1=NaN",
+    "t1 rid=-5i 99999999999999999999",
+    "nowhere rid=-5i,time=1",
+    "nowhere,rid=x rid=-5i,RID=1",
+    "t0 rid=9223372036854775808i",
+];
+
+const DIALECTS: [Dialect; 4] = [Dialect::V1, Dialect::V2, Dialect::V3, Dialect::Arc];
+
+/// One row as a line, times in microseconds.
+fn line(r: &Row) -> String {
+    let cells: Vec<String> = r
+        .cells
+        .iter()
+        .map(|(c, v)| match v {
+            Value::Number(n) if n.is_i64() => format!("{c}={n}i"),
+            Value::String(s) => format!("{c}=\"{s}\""),
+            other => format!("{c}={other}"),
+        })
+        .collect();
+    format!("{} {} {}", r.table, cells.join(","), r.time_us)
 }
 
 #[derive(Default)]
@@ -74,19 +148,66 @@ fn value(rid: i64, column: &str, ty: u64) -> Value {
     }
 }
 
+/// The rows as lines, with lines between them that nobody can store.
+fn as_line_protocol(random: &mut SplitMix64, rows: &[Row]) -> (Vec<u8>, LineBody) {
+    let mut body = String::new();
+    let mut numbers = BTreeMap::new();
+    let mut number = 1;
+    let bad = if random.chance(500) { 0 } else { 200 };
+    let mut add = |text: &str, row: Option<usize>| {
+        numbers.insert(number, row);
+        number += text.matches('\n').count() as u64 + 1;
+        body.push_str(text);
+        body.push('\n');
+    };
+    for (i, r) in rows.iter().enumerate() {
+        if random.chance(bad) {
+            add(BAD_LINES[random.below(BAD_LINES.len() as u64) as usize], None);
+        }
+        add(&line(r), Some(i));
+    }
+    if random.chance(bad) {
+        add(BAD_LINES[random.below(BAD_LINES.len() as u64) as usize], None);
+    }
+    let dialect = DIALECTS[random.below(4) as usize];
+    (body.into_bytes(), LineBody { dialect, rows: numbers, dropped: None })
+}
+
+/// What kind of value a column has, as far as kinds conflict: integers and floats do not.
+fn kind(v: &Value) -> u8 {
+    match v {
+        Value::Number(_) => 0,
+        Value::String(_) => 1,
+        _ => 2,
+    }
+}
+
+/// The kind of each column, by table and name, of all rows that are there.
+fn kinds(present: &HashMap<i64, Vec<Row>>) -> HashMap<(&str, &str), u8> {
+    let mut out = HashMap::new();
+    for r in present.values().flatten() {
+        for (c, v) in &r.cells {
+            out.insert((r.table.as_str(), c.as_str()), kind(v));
+        }
+    }
+    out
+}
+
 impl Model {
     /// Makes a request and remembers it; its index.
     pub fn request(&mut self, random: &mut SplitMix64, t: &Traffic) -> usize {
         let mut rows = Vec::new();
         let first_rid = self.next_rid;
         let mut items = Vec::new();
+        let as_lines = t.lines > 0 && random.chance(t.lines);
         let tables = 1 + if random.chance(250) { random.below(3) } else { 0 };
         let mut names = BTreeSet::new();
         for _ in 0..tables {
             names.insert(format!("t{}", random.below(t.tables)));
         }
         for table in names {
-            let n = 1 + random.below(t.most_rows);
+            // An answer names no more than a hundred lines.
+            let n = 1 + random.below(if as_lines { t.most_rows.min(20) } else { t.most_rows });
             let mut columns: BTreeMap<String, u64> = BTreeMap::new();
             for c in 0..random.below(5) {
                 let name = format!("c{}", random.below(6) + c % 2);
@@ -103,10 +224,12 @@ impl Model {
                 let time_us = EPOCH_US + hour * HOUR_US + rid * 7 + random.below(1000) as i64;
                 let mut cells = BTreeMap::from([("rid".to_owned(), json!(rid))]);
                 for (c, ty) in &columns {
-                    cells.insert(c.clone(), value(rid, c, *ty));
+                    // A column of MessagePack has one type; each line may have its own.
+                    let ty = if as_lines && random.chance(t.odd_types) { random.below(4) } else { *ty };
+                    cells.insert(c.clone(), value(rid, c, ty));
                 }
                 if random.chance(t.large) {
-                    let text = format!("{rid}-").repeat(random.below(3000) as usize + 1);
+                    let text = format!("{rid}-{}", if as_lines { "\n" } else { "" }).repeat(random.below(3000) as usize + 1);
                     cells.insert("blob".into(), json!(text));
                 } else if lists.contains_key("blob") {
                     cells.insert("blob".into(), json!("small"));
@@ -129,10 +252,15 @@ impl Model {
             item.insert("columns".into(), json!(lists));
             items.push(Value::Object(item));
         }
-        let body = if items.len() == 1 { items.remove(0) } else { json!({ "batch": items }) };
-        let body = rmp_serde::to_vec(&body).unwrap();
         let key = random.chance(t.keyed).then(|| format!("key-{first_rid}"));
-        self.requests.push(Request { key, body, rows, first_rid, fate: Fate::Absent, in_flight: 0, rotten: false });
+        let (body, lines) = if as_lines {
+            let (body, lines) = as_line_protocol(random, &rows);
+            (body, Some(lines))
+        } else {
+            let body = if items.len() == 1 { items.remove(0) } else { json!({ "batch": items }) };
+            (rmp_serde::to_vec(&body).unwrap(), None)
+        };
+        self.requests.push(Request { key, body, rows, first_rid, fate: Fate::Absent, in_flight: 0, rotten: false, lines });
         self.requests.len() - 1
     }
 
@@ -171,10 +299,28 @@ impl Model {
     /// of a sequence whether its loss was.
     pub fn check(&self, present: &HashMap<i64, Vec<Row>>, reported: impl Fn(u64) -> bool) -> Result<(), String> {
         let mut known = 0;
+        let kinds = kinds(present);
+        let rotten = self.requests.iter().any(|r| r.rotten);
         for (n, r) in self.requests.iter().enumerate() {
             let found: Vec<usize> = (0..r.rows.len()).map(|i| present.get(&(r.first_rid + i as i64)).map_or(0, Vec::len)).collect();
-            let (most, least) = (found.iter().max().copied().unwrap_or(0), found.iter().min().copied().unwrap_or(0));
             known += found.iter().filter(|f| **f > 0).count();
+            // Of lines, those whose types did not fit are not there, and only those: types that are durable never change kind.
+            let dropped = r.lines.as_ref().and_then(|l| l.dropped.as_ref());
+            let fits =
+                |row: &Row| row.cells.iter().all(|(c, v)| kinds.get(&(row.table.as_str(), c.as_str())).is_none_or(|k| *k == kind(v)));
+            let absent = |i: usize| match (&r.lines, dropped) {
+                (None, _) => false,
+                (Some(_), Some(dropped)) => dropped.contains(&i),
+                (Some(_), None) => !fits(&r.rows[i]),
+            };
+            if !rotten && let Some(i) = dropped.iter().flat_map(|d| d.iter()).find(|i| fits(&r.rows[**i])) {
+                return Err(format!("request {n}: row {} was refused, and fits", r.first_rid + *i as i64));
+            }
+            if let Some(i) = (0..r.rows.len()).find(|i| absent(*i) && found[*i] > 0 && !(rotten && dropped.is_none())) {
+                return Err(format!("request {n}: row {} was refused, and is there", r.first_rid + i as i64));
+            }
+            let whole: Vec<usize> = (0..r.rows.len()).filter(|i| !absent(*i)).map(|i| found[i]).collect();
+            let (most, least) = (found.iter().max().copied().unwrap_or(0), whole.iter().min().copied().unwrap_or(usize::MAX));
             let what = || {
                 format!("request {n} (rows {} to {}, key {:?}, {:?})", r.first_rid, r.first_rid + r.rows.len() as i64 - 1, r.key, r.fate)
             };
@@ -187,7 +333,9 @@ impl Model {
                 Fate::Acked(_) if least == 0 && !r.rotten => {
                     return Err(format!("{}: lost ({} of {} rows)", what(), found.iter().filter(|f| **f == 0).count(), found.len()));
                 }
-                Fate::Unknown if most != least && !r.rotten => return Err(format!("{}: half of it is there", what())),
+                Fate::Unknown if most != least && least != usize::MAX && !r.rotten && !(rotten && r.lines.is_some()) => {
+                    return Err(format!("{}: half of it is there", what()));
+                }
                 _ => {}
             }
             if let Fate::Acked(s) = r.fate

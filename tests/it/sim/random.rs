@@ -19,6 +19,7 @@ pub struct Outcome {
     pub answers: u64,
     pub objects: u64,
     pub replays: u64,
+    pub partial: u64,
     pub rots: u64,
     pub faults: BTreeMap<String, u64>,
     pub ends: BTreeMap<String, u64>,
@@ -39,6 +40,7 @@ fn machine(r: &mut SplitMix64) -> Machine {
     m.traffic.keyed = [0, 400, 1000][r.below(3) as usize];
     m.traffic.odd_types = [0, 60, 300][r.below(3) as usize];
     m.traffic.large = [0, 0, 100][r.below(3) as usize];
+    m.traffic.lines = [0, 300, 1000][r.below(3) as usize];
     m
 }
 
@@ -111,6 +113,7 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
     out.acked = w.model.acked() as u64;
     out.answers = w.answers;
     out.replays = w.replays;
+    out.partial = w.partial;
     out.objects = w.store.objects().len() as u64;
     out.faults = w.disk.injected().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
     out.trace = w.trace;
@@ -159,6 +162,7 @@ fn random_lives_keep_every_promise() {
                 total.answers += o.answers;
                 total.objects += o.objects;
                 total.replays += o.replays;
+                total.partial += o.partial;
                 total.rots += o.rots;
                 for (k, v) in o.faults {
                     *total.faults.entry(k).or_default() += v;
@@ -178,13 +182,14 @@ fn random_lives_keep_every_promise() {
         }
     }
     println!(
-        "{seeds} seeds from {from}: {} boots, {} requests, {} answers, {} acknowledged, {} replayed, {} objects, {} rotten, ends {:?}, \
+        "{seeds} seeds from {from}: {} boots, {} requests, {} answers, {} acknowledged, {} replayed, {} partial, {} objects, {} rotten, ends {:?}, \
          faults {:?}, {:.0} s",
         total.boots,
         total.requests,
         total.answers,
         total.acked,
         total.replays,
+        total.partial,
         total.objects,
         total.rots,
         total.ends,
@@ -205,6 +210,7 @@ fn random_lives_keep_every_promise() {
             assert!(total.ends.contains_key(end), "no life ended as {end}");
         }
         assert!(total.rots > 0 && total.replays > 0, "{} rotten, {} replayed", total.rots, total.replays);
+        assert!(total.partial > 0, "no write was partial");
     }
 }
 

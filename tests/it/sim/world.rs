@@ -13,6 +13,7 @@ use arc_ingest::compact::quarantine;
 use arc_ingest::compact::worker::{Compactor, Settings as CompactSettings, Work};
 use arc_ingest::config::Secret;
 use arc_ingest::decode::Nested;
+use arc_ingest::decode::line_protocol::Precision;
 use arc_ingest::decode::table::Bounds;
 use arc_ingest::error::{Reason, RequestError};
 use arc_ingest::format::file_header::{FileHeader, FileKind};
@@ -21,7 +22,7 @@ use arc_ingest::format::payload::PayloadView;
 use arc_ingest::format::record::{RecordHeader, RecordKind};
 use arc_ingest::format::scan::{Found, Scanner};
 use arc_ingest::http::engine::{Engine, Running, WriteSettings};
-use arc_ingest::http::{Backend, RequestId, WriteOutcome, WriteRequest};
+use arc_ingest::http::{Backend, Dialect, LineRequest, RequestId, WriteRequest};
 use arc_ingest::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use arc_ingest::metrics::Metrics;
 use arc_ingest::node::{self, Node, NodeError, NodeSettings};
@@ -38,7 +39,7 @@ use arc_ingest::wal::recover::OpenError;
 use arc_ingest::wal::shared::LogSettings;
 use arc_ingest::wal::{Appender, Shared, files, manifest};
 
-use super::model::{DATABASE, Fate, Model, Row, Traffic, read_store};
+use super::model::{DATABASE, Fate, Model, Request, Row, Traffic, read_store};
 use super::next::{Next, PATIENT};
 
 pub const WAL: &str = "/data/wal";
@@ -70,7 +71,7 @@ impl Machine {
             trigger_size: 64 << 10,
             max_delay: Duration::from_secs(10),
             max_outputs: 8,
-            traffic: Traffic { tables: 3, most_rows: 12, hours: 3, keyed: 400, odd_types: 60, large: 10 },
+            traffic: Traffic { tables: 3, most_rows: 12, hours: 3, keyed: 400, odd_types: 60, large: 10, lines: 0 },
         }
     }
 
@@ -120,7 +121,39 @@ impl Machine {
 /// An answer that a client heard while the machine ran.
 struct Answer {
     request: usize,
-    outcome: Result<WriteOutcome, RequestError>,
+    outcome: Result<Outcome, RequestError>,
+}
+
+/// A request that was answered for what it is.
+#[derive(Debug)]
+struct Outcome {
+    /// None: nothing is stored.
+    sequence: Option<u64>,
+    replayed: bool,
+    status: u16,
+    /// Lines that were refused; None when they were too many to be named.
+    refused: Option<BTreeSet<u64>>,
+}
+
+/// Sends a request as its client does.
+async fn write(engine: &Engine, key: Option<String>, body: Vec<u8>, dialect: Option<Dialect>) -> Result<Outcome, RequestError> {
+    let (database, request_id) = (DATABASE.to_owned(), RequestId::new("sim").unwrap());
+    let Some(dialect) = dialect else {
+        let request = WriteRequest { database, time_unit: None, idempotency_key: key, body: body.into(), request_id };
+        let w = engine.write_msgpack(request).await?;
+        return Ok(Outcome { sequence: w.sequence, replayed: w.replayed, status: 204, refused: None });
+    };
+    let precision = Precision::Micros;
+    let request = LineRequest { database, dialect, precision, accept_partial: true, idempotency_key: key, body: body.into(), request_id };
+    let l = engine.write_lines(request).await?;
+    assert_eq!(l.status == 204, l.report.bad == 0);
+    let named: BTreeSet<u64> = l.report.details.iter().map(|d| d.line).collect();
+    let refused = (l.report.bad as usize == named.len()).then_some(named);
+    Ok(Outcome { sequence: l.sequence, replayed: l.replayed, status: l.status, refused })
+}
+
+fn parts(q: &Request) -> (Option<String>, Vec<u8>, Option<Dialect>) {
+    (q.key.clone(), q.body.clone(), q.lines.as_ref().map(|l| l.dialect))
 }
 
 /// How a boot ended.
@@ -170,6 +203,8 @@ pub struct World {
     pub answers: u64,
     /// Answers from a remembered key.
     pub replays: u64,
+    /// Answers that told of refused lines and of stored ones.
+    pub partial: u64,
     pub trace: u64,
     /// A store that fails is repaired while the server drains.
     pub repairs: bool,
@@ -228,6 +263,7 @@ impl World {
             boots: 0,
             answers: 0,
             replays: 0,
+            partial: 0,
             trace: 0,
             repairs: false,
             rot: false,
@@ -725,16 +761,10 @@ impl World {
     fn send(&mut self, l: &Live, i: usize, patience: Duration) {
         let q = &mut self.model.requests[i];
         q.in_flight += 1;
-        let request = WriteRequest {
-            database: DATABASE.into(),
-            time_unit: None,
-            idempotency_key: q.key.clone(),
-            body: q.body.clone().into(),
-            request_id: RequestId::new("sim").unwrap(),
-        };
+        let (key, body, dialect) = parts(q);
         let (engine, answers) = (Arc::clone(&l.r.engine), Arc::clone(&l.answers));
         tokio::spawn(async move {
-            match tokio::time::timeout(patience, engine.write_msgpack(request)).await {
+            match tokio::time::timeout(patience, write(&engine, key, body, dialect)).await {
                 Ok(outcome) => answers.lock().unwrap().push(Answer { request: i, outcome }),
                 Err(_) => {
                     let gone = RequestError::unavailable(Reason::UnknownOutcome, "the client has gone");
@@ -755,8 +785,14 @@ impl World {
             q.in_flight -= 1;
             let what = format!("request {} (key {:?})", a.request, q.key);
             match a.outcome {
-                Ok(WriteOutcome { sequence: Some(s), replayed }) => {
+                Ok(Outcome { sequence: Some(s), replayed, status, refused }) => {
                     self.replays += u64::from(replayed);
+                    self.partial += u64::from(status != 204);
+                    if !self.rot
+                        && let Some(refused) = refused
+                    {
+                        q.told(&refused).map_err(|e| format!("{what}: {e}"))?;
+                    }
                     match q.fate {
                         Fate::Acked(before) if before != s && !q.rotten => {
                             return Err(format!("{what}: acknowledged as {before} and as {s}"));
@@ -766,7 +802,13 @@ impl World {
                     }
                     q.fate = Fate::Acked(s);
                 }
-                Ok(WriteOutcome { sequence: None, .. }) => return Err(format!("{what}: has rows, and was answered as empty")),
+                // Not one line could be stored.
+                Ok(Outcome { sequence: None, status: 400 | 422, .. }) if q.lines.is_some() => {
+                    if matches!(q.fate, Fate::Acked(_)) && !q.rotten {
+                        return Err(format!("{what}: acknowledged, then refused"));
+                    }
+                }
+                Ok(Outcome { sequence: None, .. }) => return Err(format!("{what}: has rows, and was answered as empty")),
                 Err(RequestError::Unavailable { reason: Reason::UnknownOutcome, .. }) => {
                     if q.fate == Fate::Absent {
                         q.fate = Fate::Unknown;
@@ -883,16 +925,16 @@ impl World {
             if q.rotten {
                 continue;
             }
-            let request = WriteRequest {
-                database: DATABASE.into(),
-                time_unit: None,
-                idempotency_key: q.key.clone(),
-                body: q.body.clone().into(),
-                request_id: RequestId::new("sim").unwrap(),
-            };
-            let again = rt.block_on(async { tokio::time::timeout(Duration::from_secs(1), r.engine.write_msgpack(request)).await });
+            let (key, body, dialect) = parts(q);
+            let again = rt.block_on(async { tokio::time::timeout(Duration::from_secs(1), write(&r.engine, key, body, dialect)).await });
             match again {
-                Ok(Ok(WriteOutcome { sequence: Some(n), replayed: true })) if n == s => {}
+                Ok(Ok(Outcome { sequence: Some(n), replayed: true, refused, .. })) if n == s => {
+                    if !self.rot
+                        && let Some(refused) = refused
+                    {
+                        self.model.requests[i].told(&refused).map_err(|e| format!("request {i}, sent again with its key: {e}"))?;
+                    }
+                }
                 other => return Err(format!("request {i}, acknowledged as {s}, sent again with its key: {other:?}")),
             }
         }

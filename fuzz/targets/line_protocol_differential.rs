@@ -1,0 +1,3 @@
+#![no_main]
+
+common::fuzz!(line_protocol_differential);

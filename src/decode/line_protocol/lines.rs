@@ -1,0 +1,800 @@
+//! From lines to rows: the long way, which takes every line, and the short one for lines whose keys stand as they stood before.
+
+use hashbrown::HashMap;
+use memchr::{memchr, memchr_iter};
+
+use super::report::{Report, shown};
+use super::rows::{Column, Conflict, Names, Source, Table, fits, type_of};
+use super::scan::{Quoted, Text, Value, blanks, boolean, ends_line, ends_value, integer, name, number, special, string, word};
+use super::{Known, LineOptions, Lines};
+use crate::batch::{check_column_name, check_table_name, shown as shown_name};
+use crate::catalog::Look;
+use crate::decode::table::{Budget, check_partitions, folded, stored_name};
+use crate::error::RequestError;
+use crate::limits::MAX_ROWS_PER_TABLE;
+use crate::types::ColumnType;
+
+/// Shapes that are remembered; lines of others go the long way.
+const MAX_SHAPES: usize = 1024;
+
+/// Why a line cannot be read.
+struct Bad {
+    /// The line ends at the first newline from here on.
+    at: usize,
+    message: String,
+    /// The quotes of the line do not pair: it ends at its own first newline.
+    unpaired: bool,
+}
+
+fn bad<T>(at: usize, message: String) -> Result<T, Bad> {
+    Err(Bad { at, message, unpaired: false })
+}
+
+/// One value of a line.
+#[derive(Clone, Copy)]
+struct Cell {
+    key: Text,
+    value: Value,
+    tag: bool,
+    /// Where the value is over; quotes included.
+    end: usize,
+    target: Target,
+}
+
+/// The column that a cell goes to.
+#[derive(Clone, Copy)]
+enum Target {
+    Old(usize),
+    /// One of the columns that the line adds.
+    Fresh(usize),
+    /// None: another value of the line has taken its place.
+    Nowhere,
+}
+
+/// What was read of a line.
+struct Parsed {
+    start: usize,
+    measurement: Text,
+    time: i64,
+    /// Past the newline.
+    end: usize,
+    /// Within strings.
+    newlines: u64,
+}
+
+/// A column that a line adds if nothing speaks against the line.
+struct Fresh {
+    name: String,
+    tag: bool,
+    durable: Option<ColumnType>,
+    /// The catalog does not count it yet.
+    new: bool,
+    cell: usize,
+}
+
+/// Why a line that can be read is refused.
+struct Refused {
+    message: String,
+    conflict: bool,
+}
+
+fn refused<T>(message: String) -> Result<T, Refused> {
+    Err(Refused { message, conflict: false })
+}
+
+/// The bytes of a line around its values, and where these go.
+struct Shape {
+    table: usize,
+    /// What stands before each value, one after the other.
+    keys: Vec<u8>,
+    slots: Vec<Slot>,
+    /// The shape of the line that followed such a line last.
+    next: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    len: usize,
+    column: usize,
+    tag: bool,
+}
+
+#[derive(Default)]
+struct Shapes {
+    all: Vec<Shape>,
+    by_keys: Names,
+    /// The shape that a measurement had last.
+    by_measurement: Names,
+    /// Of the line before.
+    last: usize,
+}
+
+pub(super) struct Decoder<'a, K> {
+    body: &'a [u8],
+    options: &'a LineOptions,
+    known: &'a K,
+    short_cut: bool,
+    /// The whole body is UTF-8.
+    utf8: bool,
+    budget: Budget,
+    tables: Vec<Table>,
+    index: Names,
+    /// Tables of this body that the catalog does not count yet.
+    new_tables: usize,
+    report: Report,
+    /// Of the line being read, from 1.
+    line: u64,
+    /// Bytes that may be read a second time because the quotes of a line do not pair: keeps the work linear.
+    again: usize,
+    shapes: Shapes,
+    cells: Vec<Cell>,
+    values: Vec<Value>,
+    fresh: Vec<Fresh>,
+    fresh_index: HashMap<String, usize>,
+    scratch: Vec<u8>,
+}
+
+impl<'a, K: Known> Decoder<'a, K> {
+    pub(super) fn new(body: &'a [u8], options: &'a LineOptions, known: &'a K, short_cut: bool) -> Self {
+        let utf8 = simdutf8::basic::from_utf8(body).is_ok();
+        Self {
+            body,
+            options,
+            known,
+            short_cut: short_cut && utf8,
+            utf8,
+            budget: Budget::new(options.bounds),
+            tables: Vec::new(),
+            index: Names::default(),
+            new_tables: 0,
+            report: Report::default(),
+            line: 1,
+            again: body.len().saturating_mul(4),
+            shapes: Shapes::default(),
+            cells: Vec::new(),
+            values: Vec::new(),
+            fresh: Vec::new(),
+            fresh_index: HashMap::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<Lines, RequestError> {
+        let mut at = 0;
+        while at < self.body.len() {
+            at = self.next(at)?;
+        }
+        check_partitions(self.tables.iter().map(|t| t.time.as_slice()), &self.options.bounds)?;
+        let mut tables = Vec::with_capacity(self.tables.len());
+        for t in self.tables {
+            tables.push(t.finish(&mut self.budget)?);
+        }
+        Ok(Lines { tables, report: self.report })
+    }
+
+    /// Takes the line at `at`; where the next one begins.
+    fn next(&mut self, at: usize) -> Result<usize, RequestError> {
+        let start = blanks(self.body, at);
+        if ends_line(self.body, start) || self.body.get(start) == Some(&b'#') {
+            self.line += 1;
+            return Ok(self.newline(start) + 1);
+        }
+        self.report.lines += 1;
+        if self.short_cut
+            && let Some(end) = self.short(start)?
+        {
+            return Ok(end);
+        }
+        self.long(start)
+    }
+
+    /// The first newline from `at` on, or the end.
+    fn newline(&self, at: usize) -> usize {
+        let rest = self.body.get(at..).unwrap_or_default();
+        at + memchr(b'\n', rest).unwrap_or(rest.len())
+    }
+
+    fn bytes(&self, from: usize, to: usize) -> &'a [u8] {
+        let line = self.body.get(from..to).unwrap_or_default();
+        line.strip_suffix(b"\n").map_or(line, |l| l.strip_suffix(b"\r").unwrap_or(l))
+    }
+
+    fn long(&mut self, start: usize) -> Result<usize, RequestError> {
+        let refused = match self.read(start) {
+            Ok(parsed) => {
+                let end = parsed.end;
+                let refused = if self.utf8 { None } else { not_utf8(self.bytes(start, end)) };
+                let refused = match refused {
+                    Some(message) => Some(Refused { message, conflict: false }),
+                    None => self.store(&parsed)?.err(),
+                };
+                if let Some(r) = refused {
+                    let original = self.bytes(start, end);
+                    self.report.refuse(self.line, original, r.message, r.conflict);
+                }
+                self.line += 1 + parsed.newlines;
+                return Ok(end);
+            }
+            Err(bad) => bad,
+        };
+        let mut end = self.newline(refused.at);
+        if refused.unpaired {
+            let first = self.newline(start);
+            let again = end - first;
+            if again <= self.again {
+                self.again -= again;
+                end = first;
+            }
+        }
+        let end = (end + 1).min(self.body.len());
+        let original = self.bytes(start, end);
+        self.report.refuse(self.line, original, refused.message, false);
+        self.line += memchr_iter(b'\n', self.body.get(start..end).unwrap_or_default()).count() as u64;
+        Ok(end)
+    }
+
+    /// What stands at `at`, for messages.
+    fn found(&self, at: usize) -> String {
+        match self.body.get(at) {
+            _ if ends_line(self.body, at) => "the end of the line".to_owned(),
+            Some(b' ') => "a space".to_owned(),
+            Some(b) if b.is_ascii_graphic() => format!("'{}'", char::from(*b)),
+            Some(b) => format!("the byte 0x{b:02x}"),
+            None => "the end of the line".to_owned(),
+        }
+    }
+
+    fn read(&mut self, start: usize) -> Result<Parsed, Bad> {
+        let body = self.body;
+        self.cells.clear();
+        let measurement = name(body, start, true);
+        if measurement.is_empty() {
+            return bad(start, "missing measurement: expected a name, found ','".to_owned());
+        }
+        let mut at = measurement.to;
+        while body.get(at) == Some(&b',') {
+            at = self.read_tag(at + 1)?;
+        }
+        at = blanks(body, at);
+        if ends_line(body, at) {
+            return bad(at, "missing fields: expected a space and at least one field, found the end of the line".to_owned());
+        }
+        let mut newlines = 0;
+        loop {
+            at = self.read_field(at, &mut newlines)?;
+            if body.get(at) != Some(&b',') {
+                break;
+            }
+            at += 1;
+        }
+        at = blanks(body, at);
+        let mut time = self.options.receive_time_us;
+        if !ends_line(body, at) {
+            let wrong = || {
+                let found = body.get(at..self.newline(at)).unwrap_or_default().trim_ascii_end();
+                bad(at, format!("bad timestamp: expected an integer and the end of the line, found '{}'", shown(found)))
+            };
+            let Some((t, end)) = integer(body, at) else { return wrong() };
+            let end = blanks(body, end);
+            if !ends_line(body, end) {
+                return wrong();
+            }
+            time = match self.options.precision.to_micros(t) {
+                Some(us) => us,
+                None => {
+                    let unit = self.options.precision.name();
+                    return bad(at, format!("bad timestamp: {t} ({unit}) is outside the years 0001 to 9999"));
+                }
+            };
+            at = end;
+        }
+        let end = (self.newline(at) + 1).min(body.len());
+        Ok(Parsed { start, measurement, time, end, newlines })
+    }
+
+    fn read_tag(&mut self, at: usize) -> Result<usize, Bad> {
+        let body = self.body;
+        let key = name(body, at, false);
+        if body.get(key.to) != Some(&b'=') {
+            let (key_text, found) = (shown(key.of(body)), self.found(key.to));
+            return bad(
+                key.to,
+                match key.is_empty() {
+                    true => format!("missing tag key: expected a name after ',', found {found}"),
+                    false => format!("missing tag value: expected '=' after the tag key '{key_text}', found {found}"),
+                },
+            );
+        }
+        if key.is_empty() {
+            return bad(key.to, "missing tag key: expected a name before '='".to_owned());
+        }
+        let text = name(body, key.to + 1, false);
+        if text.is_empty() {
+            let (key, found) = (shown(key.of(body)), self.found(text.to));
+            return bad(text.to, format!("missing tag value: expected text after '{key}=', found {found}"));
+        }
+        match body.get(text.to) {
+            Some(b',' | b' ') => {}
+            Some(b'=') => {
+                let key = shown(key.of(body));
+                return bad(
+                    text.to,
+                    format!("invalid tag: expected ',' or a space after the value of '{key}', found '=' (write '\\=' for it)"),
+                );
+            }
+            _ => {
+                return bad(text.to, "missing fields: expected a space and at least one field, found the end of the line".to_owned());
+            }
+        }
+        self.cells.push(Cell { key, value: Value::Str(text), tag: true, end: text.to, target: Target::Nowhere });
+        Ok(text.to)
+    }
+
+    fn read_field(&mut self, at: usize, newlines: &mut u64) -> Result<usize, Bad> {
+        let body = self.body;
+        let key = name(body, at, false);
+        if body.get(key.to) != Some(&b'=') {
+            let (key_text, found) = (shown(key.of(body).trim_ascii_end()), self.found(key.to));
+            return bad(
+                key.to,
+                match key.is_empty() || ends_line(body, at) {
+                    true => format!("missing field key: expected a name, found {found}"),
+                    false => format!("missing field value: expected '=' after the field key '{key_text}', found {found}"),
+                },
+            );
+        }
+        if key.is_empty() {
+            return bad(key.to, "missing field key: expected a name before '='".to_owned());
+        }
+        let at = key.to + 1;
+        let (value, end) = match body.get(at) {
+            Some(b'"') => {
+                let Some(Quoted { text, end, newlines: n }) = string(body, at) else {
+                    let message = format!("unterminated string: the quote after '{}=' is never closed", shown(key.of(body)));
+                    return Err(Bad { at: body.len(), message, unpaired: true });
+                };
+                if !ends_value(body, end) {
+                    let (key, found) = (shown(key.of(body)), self.found(end));
+                    let message = format!(
+                        "invalid string: expected ',', a space or the end of the line after the closing quote of '{key}', found {found}"
+                    );
+                    return Err(Bad { at: end, message, unpaired: true });
+                }
+                *newlines += n;
+                (Value::Str(text), end)
+            }
+            Some(b'0'..=b'9' | b'-' | b'.') => match number(body, at) {
+                Some((value, end)) if ends_value(body, end) => (value, end),
+                _ => return self.no_value(key, at),
+            },
+            _ => {
+                let text = word(body, at);
+                match boolean(text) {
+                    Some(b) => (Value::Bool(b), at + text.len()),
+                    None => return self.no_value(key, at),
+                }
+            }
+        };
+        self.cells.push(Cell { key, value, tag: false, end, target: Target::Nowhere });
+        Ok(end)
+    }
+
+    /// Says why there is no value at `at`.
+    fn no_value<T>(&self, key: Text, at: usize) -> Result<T, Bad> {
+        let text = word(self.body, at);
+        let (key, value) = (shown(key.of(self.body)), shown(text));
+        let digits = |t: &[u8]| !t.is_empty() && t.iter().all(u8::is_ascii_digit);
+        let whole = |t: &[u8]| digits(t.strip_prefix(b"-").unwrap_or(t));
+        let message = if text.is_empty() {
+            format!(
+                "missing field value: expected a number, a string in double quotes or a boolean after '{key}=', found {}",
+                self.found(at)
+            )
+        } else if text.strip_suffix(b"i").is_some_and(whole) {
+            format!("invalid number: field '{key}' is {value}, outside the range of int64")
+        } else if text.strip_suffix(b"u").is_some_and(digits) {
+            format!("invalid number: field '{key}' is {value}, over 9223372036854775807, the largest that is stored (int64)")
+        } else if std::str::from_utf8(text).is_ok_and(|t| t.parse::<f64>().is_ok_and(|f| !f.is_finite())) {
+            format!("invalid number: field '{key}' is {value}, expected a finite float64")
+        } else {
+            format!("invalid field value: expected a number, a string in double quotes or a boolean after '{key}=', found '{value}'")
+        };
+        bad(at, message)
+    }
+
+    /// Adds the row of a line, whole or not at all.
+    fn store(&mut self, parsed: &Parsed) -> Result<Result<(), Refused>, RequestError> {
+        let checked = match self.check(parsed) {
+            Ok(checked) => checked,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let at = match checked {
+            Ok(at) => at,
+            Err((table, new)) => {
+                self.new_tables += usize::from(new);
+                self.index.insert(table.name.as_bytes().into(), self.tables.len() as u32);
+                self.tables.push(table);
+                self.tables.len() - 1
+            }
+        };
+        let Some(table) = self.tables.get_mut(at) else {
+            return Err(RequestError::Internal("a table index is out of range".into()));
+        };
+        self.budget.claim(&table.name, self.cells.len() + 1)?;
+        let before = table.columns.len();
+        for f in self.fresh.drain(..) {
+            table.add(Column::new(f.name, f.tag, f.durable), f.new);
+        }
+        let row = open_row(table)?;
+        let mut of = Source { body: self.body, table: &table.name, scratch: &mut self.scratch };
+        let mut whole = true;
+        for c in &mut self.cells {
+            let column = match c.target {
+                Target::Old(column) => column,
+                Target::Fresh(n) => before + n,
+                Target::Nowhere => {
+                    whole = false;
+                    continue;
+                }
+            };
+            c.target = Target::Old(column);
+            match table.columns.get_mut(column) {
+                Some(column) => column.push(row, &c.value, &mut of, &mut self.budget)?,
+                None => return Err(RequestError::Internal("a column index is out of range".into())),
+            }
+        }
+        table.time.push(parsed.time);
+        if whole && self.short_cut {
+            self.remember(parsed, at);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Finds the table and the columns of a line, and whether it may be added: the table, or one to be made.
+    #[allow(clippy::type_complexity, reason = "used once")]
+    fn check(&mut self, parsed: &Parsed) -> Result<Result<usize, (Table, bool)>, Refused> {
+        let (body, bounds) = (self.body, &self.options.bounds);
+        let measurement = parsed.measurement.plain(body, &mut self.scratch);
+        let mut made = None;
+        let found = self.index.get(measurement).map(|at| *at as usize);
+        if found.is_none() {
+            let Ok(text) = std::str::from_utf8(measurement) else { return refused("the measurement is not valid UTF-8".to_owned()) };
+            check_table_name(text).map_err(|e| Refused { message: e.message().to_owned(), conflict: false })?;
+            if self.tables.len() >= bounds.max_tables {
+                return refused(format!("request has more than {} tables (ingest.max_tables)", bounds.max_tables));
+            }
+            let room = self.known.room(text);
+            if !room.known && self.new_tables >= room.tables {
+                return refused(format!("table '{}' would be one more than there may be (ingest.max_tables)", shown_name(text)));
+            }
+            made = Some((Table::new(text.to_owned(), room.columns), !room.known));
+        }
+        let table = match (found, &mut made) {
+            (Some(at), _) => self.tables.get_mut(at),
+            (None, Some((table, _))) => Some(table),
+            (None, None) => None,
+        };
+        let Some(table) = table else { return refused("internal error: a table index is out of range".to_owned()) };
+        self.fresh.clear();
+        self.fresh_index.clear();
+        let line = self.report.lines;
+        let mut resolver = Resolver {
+            body,
+            hive_names: self.options.hive_names,
+            known: self.known,
+            table,
+            line,
+            fresh: &mut self.fresh,
+            fresh_index: &mut self.fresh_index,
+            scratch: &mut self.scratch,
+        };
+        for i in 0..self.cells.len() {
+            resolver.resolve(&mut self.cells, i)?;
+        }
+        resolver.check_types(&self.cells)?;
+        let (columns, room, name) = (table.columns.len(), table.room, shown_name(&table.name));
+        if columns + self.fresh.len() > bounds.max_columns {
+            return refused(format!("table '{name}' has more than {} columns (ingest.max_columns)", bounds.max_columns));
+        }
+        if self.fresh.iter().filter(|f| f.new).count() > room {
+            return refused(format!("table '{name}' would have more columns than allowed (ingest.max_columns)"));
+        }
+        match (found, made) {
+            (Some(at), _) => Ok(Ok(at)),
+            (None, Some(made)) => Ok(Err(made)),
+            (None, None) => refused("internal error: a table index is out of range".to_owned()),
+        }
+    }
+
+    /// Keeps the shape of a line whose cells went to columns.
+    fn remember(&mut self, parsed: &Parsed, table: usize) {
+        let (body, shapes) = (self.body, &mut self.shapes);
+        let (mut keys, mut slots, mut at) = (Vec::new(), Vec::with_capacity(self.cells.len()), parsed.start);
+        for c in &self.cells {
+            let Target::Old(column) = c.target else { return };
+            let quote = usize::from(matches!(c.value, Value::Str(_)) && !c.tag);
+            let from = match c.value {
+                Value::Str(text) => text.from - quote,
+                _ => c.key.to + 1,
+            };
+            let prefix = body.get(at..from).unwrap_or_default();
+            keys.extend_from_slice(prefix);
+            slots.push(Slot { len: prefix.len(), column, tag: c.tag });
+            at = c.end;
+        }
+        let n = match shapes.by_keys.get(keys.as_slice()) {
+            Some(n) => *n,
+            None if shapes.all.len() < MAX_SHAPES => {
+                let n = shapes.all.len() as u32;
+                shapes.by_keys.insert(keys.as_slice().into(), n);
+                shapes.all.push(Shape { table, keys, slots, next: n as usize });
+                n
+            }
+            None => return,
+        };
+        match shapes.by_measurement.get_mut(parsed.measurement.of(body)) {
+            Some(last) => *last = n,
+            None => {
+                shapes.by_measurement.insert(parsed.measurement.of(body).into(), n);
+            }
+        }
+        shapes.follow(n as usize);
+    }
+
+    /// Takes the line at `start` if its keys are those of a shape and nothing about its values is unusual; None: it has left no trace.
+    #[inline]
+    fn short(&mut self, start: usize) -> Result<Option<usize>, RequestError> {
+        let Some(last) = self.shapes.all.get(self.shapes.last) else { return Ok(None) };
+        let first = last.next;
+        if let Some(end) = self.as_shape(first, start)? {
+            return Ok(Some(end));
+        }
+        let measurement = name(self.body, start, true).of(self.body);
+        match self.shapes.by_measurement.get(measurement) {
+            Some(n) if *n as usize != first => self.as_shape(*n as usize, start),
+            _ => Ok(None),
+        }
+    }
+
+    #[inline]
+    fn as_shape(&mut self, n: usize, start: usize) -> Result<Option<usize>, RequestError> {
+        let body = self.body;
+        let Some(shape) = self.shapes.all.get(n) else { return Ok(None) };
+        self.values.clear();
+        let (mut at, mut keys, mut newlines) = (start, shape.keys.as_slice(), 0);
+        for slot in &shape.slots {
+            let Some((prefix, rest)) = keys.split_at_checked(slot.len) else { return Ok(None) };
+            keys = rest;
+            let Some(from) = body.get(at..) else { return Ok(None) };
+            if !from.starts_with(prefix) {
+                return Ok(None);
+            }
+            at += prefix.len();
+            let value = if slot.tag {
+                let to = special(body, at);
+                if to == at || !matches!(body.get(to), Some(b',' | b' ')) {
+                    return Ok(None);
+                }
+                let text = Text { from: at, to, escapes: super::scan::Escapes::None };
+                at = to;
+                Value::Str(text)
+            } else {
+                match body.get(at) {
+                    Some(b'0'..=b'9' | b'-' | b'.') => {
+                        let Some((value, end)) = number(body, at) else { return Ok(None) };
+                        at = end;
+                        value
+                    }
+                    Some(b'"') => {
+                        let Some(q) = string(body, at) else { return Ok(None) };
+                        newlines += q.newlines;
+                        at = q.end;
+                        Value::Str(q.text)
+                    }
+                    _ => {
+                        let text = word(body, at);
+                        let Some(b) = boolean(text) else { return Ok(None) };
+                        at += text.len();
+                        Value::Bool(b)
+                    }
+                }
+            };
+            self.values.push(value);
+        }
+        let mut time = self.options.receive_time_us;
+        if !ends_line(body, at) {
+            if body.get(at) != Some(&b' ') {
+                return Ok(None);
+            }
+            at = blanks(body, at);
+            if !ends_line(body, at) {
+                let Some((t, end)) = integer(body, at) else { return Ok(None) };
+                at = blanks(body, end);
+                if !ends_line(body, at) {
+                    return Ok(None);
+                }
+                let Some(us) = self.options.precision.to_micros(t) else { return Ok(None) };
+                time = us;
+            }
+        }
+        let Some(table) = self.tables.get_mut(shape.table) else { return Ok(None) };
+        for (slot, value) in shape.slots.iter().zip(&self.values) {
+            if table.columns.get(slot.column).is_none_or(|c| c.fits(value).is_err()) {
+                return Ok(None);
+            }
+        }
+        self.budget.claim(&table.name, self.values.len() + 1)?;
+        let row = open_row(table)?;
+        let mut of = Source { body, table: &table.name, scratch: &mut self.scratch };
+        for (slot, value) in shape.slots.iter().zip(&self.values) {
+            if let Some(column) = table.columns.get_mut(slot.column) {
+                column.push(row, value, &mut of, &mut self.budget)?;
+            }
+        }
+        table.time.push(time);
+        self.line += 1 + newlines;
+        self.shapes.follow(n);
+        at += usize::from(body.get(at) == Some(&b'\r'));
+        Ok(Some((at + 1).min(body.len())))
+    }
+}
+
+impl Shapes {
+    /// The line that was taken last has this shape.
+    #[inline]
+    fn follow(&mut self, n: usize) {
+        if let Some(last) = self.all.get_mut(self.last) {
+            last.next = n;
+        }
+        self.last = n;
+    }
+}
+
+/// The number of the row that is to be added.
+#[inline]
+fn open_row(table: &Table) -> Result<usize, RequestError> {
+    let row = table.time.len();
+    if row >= MAX_ROWS_PER_TABLE {
+        return Err(RequestError::TooLarge(format!(
+            "table '{}' has more than {MAX_ROWS_PER_TABLE} rows in one request; split it",
+            shown_name(&table.name)
+        )));
+    }
+    Ok(row)
+}
+
+fn not_utf8(line: &[u8]) -> Option<String> {
+    let e = std::str::from_utf8(line).err()?;
+    Some(format!("not valid UTF-8: byte {} of the line", e.valid_up_to() + 1))
+}
+
+/// Finds the columns of a line's cells.
+struct Resolver<'r, K> {
+    body: &'r [u8],
+    hive_names: bool,
+    known: &'r K,
+    table: &'r mut Table,
+    /// Number of the line among those of the body.
+    line: u64,
+    fresh: &'r mut Vec<Fresh>,
+    /// Of `fresh`, by name and by the name in lower case.
+    fresh_index: &'r mut HashMap<String, usize>,
+    scratch: &'r mut Vec<u8>,
+}
+
+impl<K: Known> Resolver<'_, K> {
+    fn resolve(&mut self, cells: &mut [Cell], i: usize) -> Result<(), Refused> {
+        let Some(cell) = cells.get(i).copied() else { return Ok(()) };
+        let Ok(key) = std::str::from_utf8(cell.key.plain(self.body, self.scratch)) else {
+            return refused("a key is not valid UTF-8".to_owned());
+        };
+        let name = stored_name(key, self.hive_names).into_owned();
+        let (mut target, mut earlier) = self.find(&name, &cell, i)?;
+        let is_tag = |n: Option<usize>| n.and_then(|n| cells.get(n)).is_some_and(|c| c.tag);
+        if !cell.tag && is_tag(earlier) {
+            (target, earlier) = self.find(&format!("{name}_value"), &cell, i)?;
+        }
+        if let Some(before) = earlier {
+            let Some(other) = cells.get_mut(before) else { return Ok(()) };
+            let mut buffer = Vec::new();
+            let same = other.key.plain(self.body, &mut buffer) == cell.key.plain(self.body, self.scratch);
+            if cell.tag || other.tag || !same {
+                let what = if cell.tag { "tag" } else { "field" };
+                return refused(format!("{what} '{}' is given twice", shown_name(&name)));
+            }
+            other.target = Target::Nowhere;
+            self.take(target, i);
+        }
+        if let Some(c) = cells.get_mut(i) {
+            c.target = target;
+        }
+        Ok(())
+    }
+
+    /// The later of two values for one field takes the place.
+    fn take(&mut self, target: Target, i: usize) {
+        match target {
+            Target::Old(at) => {
+                if let Some(c) = self.table.columns.get_mut(at) {
+                    c.cell = i;
+                }
+            }
+            Target::Fresh(n) => {
+                if let Some(f) = self.fresh.get_mut(n) {
+                    f.cell = i;
+                }
+            }
+            Target::Nowhere => {}
+        }
+    }
+
+    /// The column of that name, and the cell of this line that has it already.
+    fn find(&mut self, name: &str, cell: &Cell, i: usize) -> Result<(Target, Option<usize>), Refused> {
+        if let Some(at) = self.table.index.get(name.as_bytes()).map(|at| *at as usize) {
+            let Some(c) = self.table.columns.get_mut(at) else {
+                return refused("internal error: a column index is out of range".to_owned());
+            };
+            if c.line == self.line {
+                return Ok((Target::Old(at), Some(c.cell)));
+            }
+            (c.line, c.cell) = (self.line, i);
+            return Ok((Target::Old(at), None));
+        }
+        let lower = folded(name);
+        if let Some(n) = self.fresh_index.get(&lower).copied()
+            && let Some(f) = self.fresh.get(n)
+        {
+            return if f.name == name { Ok((Target::Fresh(n), Some(f.cell))) } else { self.differs(name, &f.name) };
+        }
+        check_column_name(&self.table.name, name).map_err(|e| Refused { message: e.message().to_owned(), conflict: false })?;
+        if let Some(other) = self.table.folded.get(&lower).and_then(|at| self.table.columns.get(*at as usize)) {
+            return self.differs(name, other.name());
+        }
+        let (durable, new) = match self.known.look(&self.table.name, name) {
+            Look::New { reserved } => (None, !reserved),
+            Look::Typed(ty) => (Some(ty), false),
+            Look::Folded(other) => return self.differs(name, &other),
+        };
+        let n = self.fresh.len();
+        self.fresh_index.insert(lower, n);
+        self.fresh.push(Fresh { name: name.to_owned(), tag: cell.tag, durable, new, cell: i });
+        Ok((Target::Fresh(n), None))
+    }
+
+    fn differs<T>(&self, name: &str, other: &str) -> Result<T, Refused> {
+        let (table, name, other) = (shown_name(&self.table.name), shown_name(name), shown_name(other));
+        refused(format!("table '{table}': columns '{other}' and '{name}' differ in case only, which readers do not tell apart"))
+    }
+
+    fn check_types(&self, cells: &[Cell]) -> Result<(), Refused> {
+        for c in cells {
+            let (fit, name) = match c.target {
+                Target::Old(at) => match self.table.columns.get(at) {
+                    Some(column) => (column.fits(&c.value), column.name()),
+                    None => continue,
+                },
+                Target::Fresh(n) => match self.fresh.get(n) {
+                    Some(f) => (fits(f.durable, false, &c.value), f.name.as_str()),
+                    None => continue,
+                },
+                Target::Nowhere => continue,
+            };
+            if let Err(why) = fit {
+                return Err(Refused { message: self.conflict(c, name, why), conflict: true });
+            }
+        }
+        Ok(())
+    }
+
+    fn conflict(&self, cell: &Cell, column: &str, why: Conflict) -> String {
+        let (kind, column, table) = (if cell.tag { "tag" } else { "field" }, shown_name(column), shown_name(&self.table.name));
+        let found = type_of(&cell.value);
+        let start =
+            format!("field type conflict: input {kind} \"{column}\" on measurement \"{table}\" is type {found}, already exists as type");
+        match why {
+            Conflict::Types { have } => format!("{start} {have}"),
+            Conflict::Inexact(i) => format!("{start} float64, which cannot represent {i}"),
+            Conflict::Wide => format!("{start} int64, with integers that float64 cannot represent"),
+        }
+    }
+}
