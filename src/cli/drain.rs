@@ -65,7 +65,8 @@ enum Ended {
     Drained,
     /// Everything but outputs that no attempt of itself will publish.
     Waiting,
-    Forked(String),
+    /// Forked, or not the lake of this log, or a store that cannot be used safely.
+    Refused(String),
     Failed(String),
     Thread(&'static str),
     TimedOut,
@@ -77,7 +78,13 @@ impl Ended {
         match self {
             Self::Drained => "drained",
             Self::Waiting => "waiting",
-            Self::Forked(_) => "forked",
+            Self::Refused(why) => {
+                if why.starts_with("forked") {
+                    "forked"
+                } else {
+                    "refused"
+                }
+            }
             Self::Failed(_) | Self::Thread(_) => "failed",
             Self::TimedOut => "timeout",
             Self::Stopped => "stopped",
@@ -188,8 +195,11 @@ fn open(config: &Config, dir: &Path) -> Result<Node, NodeError> {
         }
     }
     let settings = settings::node_settings(config).for_drain(&left);
+    let (metrics, clock) = (Metrics::new(), SystemClock::shared());
+    let store = (Arc::clone(&metrics), clock.clone());
+    let sink = |log| settings::open_sink(config, log, &store.0, &store.1);
     let mut last_line = Instant::now();
-    node::open(&vfs, settings, &SystemClock::shared(), Metrics::new(), |log| settings::open_sink(config, log), &mut |p| {
+    node::open(&vfs, settings, &clock, metrics, sink, &mut |p| {
         if last_line.elapsed() > SAY {
             last_line = Instant::now();
             tracing::info!(bytes_done = p.bytes_done, bytes_total = p.bytes_total, "reading the log");
@@ -244,7 +254,7 @@ impl Machines {
     /// What the drain has come to, if it has come to its end.
     fn ended(&self) -> Option<Ended> {
         if let Some(why) = self.control.forked() {
-            return Some(Ended::Forked(why));
+            return Some(Ended::Refused(why));
         }
         if self.shared.is_poisoned() {
             return Some(Ended::Failed(self.shared.poison_message().unwrap_or_default()));
@@ -380,7 +390,7 @@ fn said(global: &Global, dir: &Path, ended: &Ended, r: &Report, json: bool) -> u
             ));
             code = EXIT_DECISION;
         }
-        Ended::Forked(why) => {
+        Ended::Refused(why) => {
             global.error(why);
             code = EXIT_DECISION;
         }
