@@ -2,25 +2,29 @@
 //! by threads, a simulation step by step.
 
 use std::any::Any;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
+use crate::compact::Layout;
 use crate::compact::control::Control;
 use crate::compact::lake::LakeCheck;
 use crate::compact::worker::{Compactor, Settings as CompactSettings, plan_object};
+use crate::format::manifest::PlanWriter;
 use crate::format::payload::PayloadView;
 use crate::idempotency::{Keys, Newest};
+use crate::limits::BLOCK;
 use crate::metrics::Metrics;
 use crate::sink::Sink;
 use crate::types::LogId;
 use crate::vfs::Vfs;
-use crate::wal::Shared;
 use crate::wal::commit::Committer;
 use crate::wal::prealloc::Preallocator;
 use crate::wal::recover::{OpenError, Progress, open as open_log};
 use crate::wal::shared::LogSettings;
+use crate::wal::{Shared, files, manifest};
 
 /// What a node is told by its configuration.
 #[derive(Clone, Debug)]
@@ -38,6 +42,57 @@ pub struct NodeSettings {
     pub lake: String,
     /// A lake that does not hold what this log has stored there is taken all the same.
     pub accept_new_lake: bool,
+}
+
+/// What the directory of a log says of the node that wrote it, for whoever drains it.
+#[derive(Clone, Debug, Default)]
+pub struct LeftBehind {
+    /// The settings of its last plan.
+    pub writer: Option<PlanWriter>,
+    /// Bytes of its reserve.
+    pub reserve: u64,
+}
+
+impl LeftBehind {
+    /// Reads it, touching nothing. What cannot be read is left to [`open`] to report.
+    pub fn read(vfs: &dyn Vfs, dir: &Path) -> Self {
+        let loaded = manifest::load(vfs, dir).ok().flatten();
+        let writer = loaded.and_then(|l| l.state.plans.last_key_value().map(|(_, p)| p.plan.writer.clone()));
+        let reserve = vfs.open(&dir.join(files::RESERVE), false).and_then(|f| f.len()).unwrap_or(0);
+        Self { writer, reserve }
+    }
+}
+
+/// Data area of the segment that a drain's start makes: it takes what a torn tail left, no more.
+const DRAIN_SEGMENT: u64 = 16 * BLOCK as u64;
+/// Longer than any key is kept.
+const ALL_KEYS: Duration = Duration::from_secs(100 * 366 * 86_400);
+/// Keys that a drain keeps at least.
+const DRAIN_KEYS: usize = 1_000_000;
+
+impl NodeSettings {
+    /// For a log that another node has left: nothing is written but what its rows need, and what it was told about its files and keys
+    /// goes before what this machine would do.
+    ///
+    /// INVARIANT(drain-is-a-start): a drain is a start of the node without a door. It has no recovery, plans, names or commits of its
+    /// own, so that node and drain can take over from each other at any point.
+    #[must_use]
+    pub fn for_drain(mut self, left: &LeftBehind) -> Self {
+        self.paused = false;
+        self.log.segment_data = DRAIN_SEGMENT;
+        // No limit of this machine's log holds for that one: it has its size already, and nothing is added.
+        self.log.max_size = u64::MAX;
+        self.log.reserve = left.reserve;
+        self.log.pool = 0;
+        self.idempotency_window = ALL_KEYS;
+        self.idempotency_max_keys = self.idempotency_max_keys.max(DRAIN_KEYS);
+        if let Some(w) = &left.writer {
+            let plan = &mut self.compact.plan;
+            plan.writer = PlanWriter { version: plan.writer.version.clone(), ..w.clone() };
+            plan.layout = if w.layout == "arc" { Layout::Arc } else { Layout::Hive };
+        }
+        self
+    }
 }
 
 /// Why a node could not be opened.

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod config;
+pub mod drain;
 pub mod quarantine;
 pub mod serve;
 pub mod settings;
@@ -85,6 +86,8 @@ impl Color {
 enum Command {
     /// Run the server
     Serve,
+    /// Ship everything that the log of a stopped node still holds, and end
+    Drain(drain::DrainArgs),
     /// Check, show and document the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -166,6 +169,7 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Serve => serve::run(&cli.global),
+        Command::Drain(args) => drain::run(&cli.global, &args),
         Command::Config(command) => config::run(&cli.global, &command),
         Command::Wal(command) => wal::run(&cli.global, command),
         Command::Quarantine(command) => quarantine::run(&cli.global, command),
@@ -190,6 +194,7 @@ mod tests {
             &["wal", "list", "d", "--json"],
             &["wal", "verify", "d", "--lake", "l", "--json"],
             &["wal", "dump", "--dir", "d", "--from", "1", "--to", "2", "--limit", "3", "--table", "t", "--database", "b", "--records"],
+            &["drain", "d", "--timeout", "5m", "--json"],
             &["quarantine", "list", "d"],
             &["quarantine", "show", "7", "d", "--json"],
         ] {

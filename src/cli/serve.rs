@@ -55,7 +55,7 @@ pub fn run(global: &Global) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn init_logging(config: &Config, global: &Global) {
+pub(super) fn init_logging(config: &Config, global: &Global) {
     use tracing_subscriber::EnvFilter;
     let filter = config.log_filter.clone().unwrap_or_else(|| config.log.level.to_string());
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));

@@ -23,6 +23,8 @@ pub enum Shipped {
 pub struct Deferred {
     pub outputs: u64,
     pub bytes: u64,
+    /// Those whose last attempt met what will not go away by itself.
+    pub lasting: u64,
     /// The lowest sequence among them.
     pub from: Option<Sequence>,
     /// Tables (database, table) that have too much there: only their writes are refused.
@@ -161,8 +163,13 @@ impl Control {
         tables.into_iter().find(|t| d.refused.contains(&(database.to_owned(), (*t).to_owned()))).map(str::to_owned)
     }
 
+    /// Files and rows committed by this process.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.files.load(Ordering::Relaxed), self.rows.load(Ordering::Relaxed))
+    }
+
     /// Through which sequence every row is in committed Parquet: `shipped` counts deferred outputs as well.
-    fn committed_through(&self) -> Sequence {
+    pub fn committed_through(&self) -> Sequence {
         let shipped = self.shared.watermarks().shipped;
         lock(&self.deferred).from.map_or(shipped, |f| shipped.min(f.saturating_sub(1)))
     }

@@ -174,6 +174,10 @@ impl Compactor {
             if !self.is_committed(&c.plan, n) {
                 let stopped = self.build_all(&c, &[n])?;
                 if let Some(stop) = stopped.values().next() {
+                    let changed = if stop.lasting { self.deferred_lasting.insert((k, n)) } else { self.deferred_lasting.remove(&(k, n)) };
+                    if changed {
+                        self.count_deferred();
+                    }
                     self.trouble(&format!("output {n} of plan {k} still waits: {}", stop.why));
                     continue;
                 }
@@ -271,6 +275,7 @@ impl Compactor {
             let Some(o) = p.plan.outputs.get(*n as usize) else { continue };
             d.outputs += 1;
             d.bytes += bytes;
+            d.lasting += u64::from(self.deferred_lasting.contains(&(*k, *n)));
             d.from = Some(d.from.map_or(o.first_sequence, |f| f.min(o.first_sequence)));
             if let Some(s) = p.plan.schemas.get(o.schema as usize) {
                 *by_table.entry((s.database.clone(), s.table.clone())).or_default() += bytes;

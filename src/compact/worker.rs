@@ -7,6 +7,7 @@
 //! committed output (or set aside in one), and after the checkpoints of catalog and keys through it.
 //! INVARIANT(intent-before-publish): an object appears under its final name only after its length and hash are durable in the manifest.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +90,8 @@ pub struct Compactor {
     pub(super) backoff: Backoff,
     pub(super) reserve_tried: Option<Duration>,
     pub(super) deferred_due: Option<Duration>,
+    /// Deferred outputs, by plan and number, that no attempt of itself will publish.
+    pub(super) deferred_lasting: BTreeSet<(u64, u32)>,
     /// Since when a plan has been put off for the active segment to be sealed.
     seal_asked: Option<Duration>,
     /// What the last step waits for: sequences sealed through this.
@@ -138,6 +141,7 @@ impl Compactor {
             backoff,
             reserve_tried: None,
             deferred_due: None,
+            deferred_lasting: BTreeSet::new(),
             seal_asked: None,
             awaited: None,
             shares_disk,

@@ -721,7 +721,7 @@ fn restore_receive_times(group: &mut [u8], tail: &[(RecordHeader, Vec<u8>)], a: 
     }
 }
 
-fn clear_scratch(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
+pub(crate) fn clear_scratch(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
     for e in vfs.list(dir)? {
         if files::is_scratch(&e.name) {
             vfs.remove(&dir.join(&e.name))?;

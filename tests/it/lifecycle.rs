@@ -9,8 +9,8 @@ use super::lake;
 use super::msgpack::mp;
 use super::server::{Place, Server, copy_dir, until};
 
-const T: i64 = 1_700_000_000_000_000;
-const PAUSED: &str = "compaction.paused=true";
+pub const T: i64 = 1_700_000_000_000_000;
+pub const PAUSED: &str = "compaction.paused=true";
 
 pub fn one(n: i64) -> Vec<u8> {
     mp(&json!({"m": "t", "columns": {"time": [T + n], "n": [n]}}))
@@ -265,7 +265,7 @@ fn a_log_that_lost_a_segment_is_refused() {
 }
 
 /// Flips a byte in the payload of the first record of the oldest segment.
-fn damage(place: &Place) {
+pub fn damage(place: &Place) {
     let segment = log_files(&place.wal(), "seg-").remove(0);
     let mut bytes = std::fs::read(&segment).unwrap();
     let at = arc_ingest::limits::FILE_HEADER_BYTES + arc_ingest::limits::RECORD_HEADER_BYTES + 9;

@@ -6,6 +6,7 @@ mod bad_inputs;
 mod core;
 mod corpus;
 mod damage;
+mod drain;
 mod exactly_once;
 mod golden;
 mod known_errors;

@@ -108,6 +108,33 @@ def no_reserve(r, args, engine):
     image.umount()
 
 
+def drained(r, args, where):
+    """A dead node's log on a disk without a free block; the lake on another disk, or on the same: `arc drain` ships it out of the reserve."""
+    name = f"full_disk/drain/{where}"
+    d = workdir(args.keep)
+    image = LoopFs(d, "disk", 256)
+    ledger, wal = d + "/ledger", image.path + "/wal"
+    lake = (image.path if where == "together" else d) + "/lake"
+    server = Server(wal, lake, d, SETTINGS).start(compaction__paused="true").wait_ready()
+    bench(server.url, ledger, requests=800, rows=1000)
+    server.kill()
+    if where == "log":
+        os.truncate(wal + "/reserve", 4 << 20)
+    for path in [*glob.glob(wal + "/spare-*"), *glob.glob(wal + "/pool/*")]:
+        os.remove(path)
+    filler = image.path + "/filler"
+    fill(filler)
+    free = image.free()
+    args = [arc_bin(), "drain", wal, "--json", "--timeout", "60s", "--set", f"storage.local_path={lake}", "--set", "compaction.trigger_size=16MB"]
+    p = subprocess.run(args, capture_output=True, text=True, env=clean_env(), cwd=d, check=False, timeout=120)
+    found = json.loads(p.stdout or "{}")
+    good = p.returncode == 0 and found["rows"] == 800_000
+    r.check(good, name, f"with {free} bytes free and a reserve: exit {p.returncode}, {found or p.stderr[-400:]}")
+    judge(r, name + "/rows", ledger, lake)
+    os.remove(filler)
+    image.umount()
+
+
 def one(r, args, engine, where):
     name = f"full_disk/{where}/{engine}"
     d = workdir(args.keep)
@@ -190,6 +217,9 @@ def main():
     for engine in ("pwrite", "mmap"):
         if args.only in f"no_reserve/{engine}":
             case(r, f"full_disk/no_reserve/{engine}", no_reserve, r, args, engine)
+    for where in ("log", "together"):
+        if args.only in f"drain/{where}":
+            case(r, f"full_disk/drain/{where}", drained, r, args, where)
     r.end()
 
 

@@ -33,12 +33,33 @@ fn script(seed: u64, engine: Engine, wired: bool) -> World {
     w
 }
 
-const LIVES: [Boot; 2] = [Boot { steps: 350, load: 200, drain: true }, Boot { steps: 150, load: 200, drain: true }];
+/// What is cut off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Script {
+    Server,
+    /// A drain of what a node has left that died.
+    Drain,
+}
+
+const LIVES: [Boot; 2] = [Boot::server(350, 200, true), Boot::server(150, 200, true)];
+const DRAIN: Boot = Boot { steps: 0, load: 0, drain: true, elsewhere: true };
+
+/// The life before that which is cut off.
+fn before(w: &mut World, what: Script) -> Result<(), String> {
+    if what == Script::Drain {
+        // The store fails for most of it: plans, intents and outputs are left in every state.
+        w.store_faults(7, 300);
+        w.boot(Boot::server(500, 250, false))?;
+        w.store_faults(0, 0);
+    }
+    Ok(())
+}
 
 /// Lives as scripted, up to the point at which the machine stops if there is one.
-fn live(w: &mut World) -> Result<Ended, String> {
-    for plan in LIVES {
-        match w.boot(plan)? {
+fn live(w: &mut World, what: Script) -> Result<Ended, String> {
+    let lives = if what == Script::Drain { &[DRAIN][..] } else { &LIVES[..] };
+    for plan in lives {
+        match w.boot(*plan)? {
             Ended::Done => {}
             ended => return Ok(ended),
         }
@@ -48,42 +69,47 @@ fn live(w: &mut World) -> Result<Ended, String> {
 
 /// Stops at the point, starts again and stops within that start, starts again and looks. Whether the point was reached: what the crash
 /// between the two lives leaves, if it is one, may make a call or two of difference.
-fn cut_at(seed: u64, engine: Engine, wired: bool, point: Point, fate: u64) -> Result<bool, String> {
+fn cut_at(what: Script, seed: u64, engine: Engine, wired: bool, point: Point, fate: u64) -> Result<bool, String> {
     let mut w = script(seed, engine, wired);
     w.store_faults(0, 0);
+    before(&mut w, what)?;
     match point {
         Point::Disk(call, fault) => w.disk.script(call, fault),
         Point::Store(call, after) => *w.store_crash.lock().unwrap() = Some((call, after)),
     }
     w.disk.reseed(fate);
-    let reached = match live(&mut w)? {
+    let reached = match live(&mut w, what)? {
         Ended::Off => true,
         Ended::Done => false,
         ended => return Err(format!("ended with {ended:?}")),
     };
     let within = w.disk.calls() + 1 + (fate * 7 + 3) % 50;
     w.disk.script(within, if fate.is_multiple_of(2) { Fault::CrashAfter } else { Fault::CrashBefore });
-    w.boot(Boot { steps: 40, load: 100, drain: false })?;
-    w.verify()?;
+    // The node comes back, or another drain goes on.
+    let again = what == Script::Drain && fate % 3 < 2;
+    w.boot(if again { DRAIN } else { Boot::server(40, 100, false) })?;
+    w.verify_by(what == Script::Drain && fate % 4 < 2)?;
     Ok(reached)
 }
 
 /// `ARC_SIM_MATRIX=n`: all points, with `n` seeds each for what survives. Otherwise a share of them.
-fn matrix(engine: Engine, wired: bool, seed: u64) {
+fn matrix(what: Script, engine: Engine, wired: bool, seed: u64) {
     let full = number("ARC_SIM_MATRIX");
-    let (calls, puts) = {
+    let (first, calls, puts) = {
         let mut w = script(seed, engine, wired);
         w.store_faults(0, 0);
-        assert_eq!(live(&mut w), Ok(Ended::Done));
+        before(&mut w, what).unwrap();
+        let first = (w.disk.calls(), w.store_calls());
+        assert_eq!(live(&mut w, what), Ok(Ended::Done));
         assert!(w.model.acked() > 50, "{} acknowledged", w.model.acked());
         assert!(w.partial > 5, "{} partial writes", w.partial);
-        (w.disk.calls(), w.store_calls())
+        (first, w.disk.calls(), w.store_calls())
     };
     let mut points = Vec::new();
-    for c in 1..=calls {
+    for c in first.0 + 1..=calls {
         points.extend([Fault::CrashBefore, Fault::CrashAfter].map(|f| Point::Disk(c, f)));
     }
-    for c in 0..puts {
+    for c in first.1..puts {
         points.extend([false, true].map(|after| Point::Store(c, after)));
     }
     let stride = if full.is_some() { 1 } else { (points.len() / 40).max(1) | 1 };
@@ -97,7 +123,7 @@ fn matrix(engine: Engine, wired: bool, seed: u64) {
         for n in 0..full.unwrap_or(1) {
             let fate = n * 1_000_003 + i as u64;
             runs += 1;
-            let r = catch_unwind(AssertUnwindSafe(|| cut_at(seed, engine, wired, *point, fate)));
+            let r = catch_unwind(AssertUnwindSafe(|| cut_at(what, seed, engine, wired, *point, fate)));
             let e = match r {
                 Ok(Ok(there)) => {
                     reached += u64::from(there);
@@ -106,14 +132,14 @@ fn matrix(engine: Engine, wired: bool, seed: u64) {
                 Ok(Err(e)) => e,
                 Err(p) => format!("panic: {:?}", p.downcast_ref::<String>()),
             };
-            println!("{engine:?}, seed {seed}, {point:?}, fate {fate}: {e}");
+            println!("{what:?}, {engine:?}, seed {seed}, {point:?}, fate {fate}: {e}");
             failed.push(i);
             end_if_one_is_enough();
             assert!(failed.len() < 20, "too many to go on");
         }
     }
     println!(
-        "{engine:?}, seed {seed}: {calls} calls of the disk, {puts} of the store, {} points, {runs} runs, {:.0} s",
+        "{what:?}, {engine:?}, seed {seed}: {calls} calls of the disk, {puts} of the store, {} points, {runs} runs, {:.0} s",
         points.len(),
         started.elapsed().as_secs_f64()
     );
@@ -123,15 +149,26 @@ fn matrix(engine: Engine, wired: bool, seed: u64) {
 
 #[test]
 fn a_crash_at_any_call_keeps_every_promise_with_pwrite() {
-    matrix(Engine::Pwrite, false, number("ARC_SIM_MATRIX_SEED").unwrap_or(1));
+    matrix(Script::Server, Engine::Pwrite, false, number("ARC_SIM_MATRIX_SEED").unwrap_or(1));
 }
 
 #[test]
 fn a_crash_at_any_call_keeps_every_promise_with_mmap() {
-    matrix(Engine::Mmap, false, number("ARC_SIM_MATRIX_SEED").unwrap_or(2));
+    matrix(Script::Server, Engine::Mmap, false, number("ARC_SIM_MATRIX_SEED").unwrap_or(2));
 }
 
 #[test]
 fn a_crash_at_any_request_to_an_object_store_keeps_every_promise() {
-    matrix(Engine::Pwrite, true, number("ARC_SIM_MATRIX_SEED").unwrap_or(3));
+    matrix(Script::Server, Engine::Pwrite, true, number("ARC_SIM_MATRIX_SEED").unwrap_or(3));
+}
+
+#[test]
+fn a_crash_at_any_call_of_a_drain_keeps_every_promise() {
+    let seed = number("ARC_SIM_MATRIX_SEED").unwrap_or(3);
+    matrix(Script::Drain, if seed.is_multiple_of(2) { Engine::Mmap } else { Engine::Pwrite }, false, seed);
+}
+
+#[test]
+fn a_crash_at_any_call_of_a_drain_to_an_object_store_keeps_every_promise() {
+    matrix(Script::Drain, Engine::Pwrite, true, number("ARC_SIM_MATRIX_SEED").unwrap_or(4));
 }

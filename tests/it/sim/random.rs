@@ -64,6 +64,7 @@ fn rates(r: &mut SplitMix64) -> Rates {
 pub fn live(seed: u64) -> Result<Outcome, String> {
     let mut r = SplitMix64(seed ^ 0x5eed);
     let machine = machine(&mut r);
+    let mut others = SplitMix64(seed ^ 0xd7a1);
     let mut w = World::new(seed, machine);
     // Not drawn from the same numbers, so that a seed stays the run that it was.
     let mut s = SplitMix64(seed ^ 0x317e);
@@ -91,9 +92,16 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
         if r.chance(200) {
             *w.store_crash.lock().unwrap() = Some((w.store_calls() + r.below(60), r.chance(500)));
         }
-        let plan = Boot { steps: r.below(1500), load, drain: r.chance(200) };
-        let ended = w.boot(plan)?;
-        *out.ends.entry(format!("{ended:?}")).or_default() += 1;
+        // What was to befall the server befalls the drain; the server comes after it.
+        let elsewhere = others.chance(200);
+        let drain = Boot { steps: others.below(400), load: 0, drain: others.chance(600), elsewhere };
+        let plan = Boot::server(r.below(1500), load, r.chance(200));
+        let mut ended = Ended::Done;
+        for plan in [drain, plan].into_iter().skip(usize::from(!elsewhere)) {
+            ended = w.boot(plan)?;
+            let name = if plan.elsewhere { format!("drain {ended:?}") } else { format!("{ended:?}") };
+            *out.ends.entry(name).or_default() += 1;
+        }
         if logged {
             println!("life {}: {plan:?} ended with {ended:?}", w.boots);
         }
@@ -107,7 +115,8 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
             }
         }
     }
-    w.verify()?;
+    // Whether the node itself or another machine ships what is left.
+    w.verify_by(others.chance(300))?;
     out.boots = w.boots;
     out.requests = w.model.requests.len() as u64;
     out.acked = w.model.acked() as u64;
@@ -206,7 +215,7 @@ fn random_lives_keep_every_promise() {
         for fault in ["disk full", "error on a name", "no space", "read error", "slow sync", "sync error", "write error"] {
             assert!(total.faults.contains_key(fault), "no seed met the fault '{fault}'");
         }
-        for end in ["Off", "Killed", "Poisoned", "Done", "NotOpened"] {
+        for end in ["Off", "Killed", "Poisoned", "Done", "NotOpened", "drain Off", "drain Killed", "drain Done"] {
             assert!(total.ends.contains_key(end), "no life ended as {end}");
         }
         assert!(total.rots > 0 && total.replays > 0, "{} rotten, {} replayed", total.rots, total.replays);

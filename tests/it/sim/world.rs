@@ -25,7 +25,7 @@ use arc_ingest::http::engine::{Engine, Running, WriteSettings};
 use arc_ingest::http::{Backend, Dialect, LineRequest, RequestId, WriteRequest};
 use arc_ingest::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use arc_ingest::metrics::Metrics;
-use arc_ingest::node::{self, Node, NodeError, NodeSettings};
+use arc_ingest::node::{self, LeftBehind, Node, NodeError, NodeSettings};
 use arc_ingest::sink::object::sim_s3::{SimS3, WireFault};
 use arc_ingest::sink::object::{Driver, Endpoint, ObjectSettings, Remote, S3Settings, Verify};
 use arc_ingest::sink::sim::{Call, Fault as StoreFault, SimStore};
@@ -180,6 +180,15 @@ pub struct Boot {
     pub load: u64,
     /// Ships everything at the end, and stops in good order.
     pub drain: bool,
+    /// `arc drain` on another machine instead of the server: nobody writes.
+    pub elsewhere: bool,
+}
+
+impl Boot {
+    /// A server's life.
+    pub const fn server(steps: u64, load: u64, drain: bool) -> Self {
+        Self { steps, load, drain, elsewhere: false }
+    }
 }
 
 /// A process that runs.
@@ -217,6 +226,8 @@ pub struct World {
     /// Disturbances besides those of disk and store: per mille of steps.
     pub clock_jumps: u64,
     pub disk_full: u64,
+    /// A drain on another machine runs.
+    elsewhere: bool,
     /// Store calls at which the machine stops, before or after their effect.
     pub store_crash: Arc<Mutex<Option<(u64, bool)>>>,
 }
@@ -272,6 +283,7 @@ impl World {
             clock,
             clock_jumps: 0,
             disk_full: 0,
+            elsewhere: false,
             store_crash: Arc::default(),
         }
     }
@@ -408,7 +420,28 @@ impl World {
     /// # Errors
     /// Whatever breaks a promise.
     pub fn boot(&mut self, plan: Boot) -> Result<Ended, String> {
-        self.live(async |w: &mut Self, l| w.run(l, plan).await)
+        self.elsewhere = plan.elsewhere;
+        let ended = self.live(async |w: &mut Self, l| w.run(l, plan).await);
+        self.elsewhere = false;
+        ended
+    }
+
+    /// What the process that is started is told: the server's settings, or what a drain makes of those of another machine.
+    fn settings(&mut self) -> NodeSettings {
+        if !self.elsewhere {
+            return self.machine.node();
+        }
+        let mut other = self.machine.clone();
+        other.segment_data = 256 << 10;
+        other.trigger_size = [16 << 10, 256 << 10][self.random.below(2) as usize];
+        other.max_outputs = [3, 50][self.random.below(2) as usize];
+        let mut other = other.node();
+        other.paused = true;
+        other.idempotency_window = Duration::ZERO;
+        other.idempotency_max_keys = 0;
+        other.max_columns = 1;
+        other.max_tables = 1;
+        other.for_drain(&LeftBehind::read(&*self.disk.vfs(), Path::new(WAL)))
     }
 
     /// Like [`Self::boot`], with every step as `next` says. It may set faults as well.
@@ -449,8 +482,9 @@ impl World {
         let before = read_errors(&self.disk);
         let faults = |d: &SimDisk| d.injected().values().sum::<u64>();
         let faults_before = faults(&self.disk);
+        let settings = self.settings();
         let sink = |log| Ok(self.sink(log, &metrics, clock));
-        let opened = node::open(&self.disk.vfs(), self.machine.node(), clock, Arc::clone(&metrics), sink, &mut |_| {});
+        let opened = node::open(&self.disk.vfs(), settings, clock, Arc::clone(&metrics), sink, &mut |_| {});
         if self.disk.is_off() {
             return Ok(Err(Ended::Off));
         }
@@ -845,6 +879,14 @@ impl World {
     /// # Errors
     /// Whatever is lost, doubled, half there or wrong.
     pub fn verify(&mut self) -> Result<(), String> {
+        self.verify_by(false)
+    }
+
+    /// [`Self::verify`], after `arc drain` on another machine instead of a last life of the server.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub fn verify_by(&mut self, elsewhere: bool) -> Result<(), String> {
         self.disk.set_rates(Rates::default());
         self.disk.clear_script();
         self.disk.set_capacity(u64::MAX);
@@ -857,7 +899,7 @@ impl World {
         self.clock_jumps = 0;
         self.disk_full = 0;
         for life in 0.. {
-            let ended = self.boot(Boot { steps: 50, load: 0, drain: true })?;
+            let ended = self.boot(Boot { elsewhere, ..Boot::server(50, 0, true) })?;
             if ended == Ended::Done {
                 break;
             }
