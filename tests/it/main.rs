@@ -15,5 +15,7 @@ mod lifecycle;
 mod log_model;
 mod mem_vfs;
 mod msgpack;
+mod notify;
+mod operations;
 mod server;
 mod sim;
