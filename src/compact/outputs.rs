@@ -14,8 +14,8 @@ use super::worker::{Compactor, Current, commit_entry, same};
 use crate::format::manifest::{Entry, Plan};
 use crate::sink::{ObjectInfo, Published, Sink, SinkError, SinkResult, Staged};
 use crate::types::Sequence;
-use crate::wal::shared::Pulse;
 use crate::wal::manifest::OutputFile;
+use crate::wal::shared::Pulse;
 
 impl Compactor {
     fn spec(&self, plan: &Plan, n: u32) -> Option<OutputSpec> {
