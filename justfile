@@ -45,6 +45,18 @@ coverage:
     cargo llvm-cov --lib --test it --html
     cargo llvm-cov report --summary-only
 
+# The pages that are made from the code: arc.toml, docs/metrics.md. Tests say when they are not current.
+reference:
+    cargo build
+    cargo run -q -- config reference > target/arc.toml && mv target/arc.toml arc.toml
+    cargo run -q -- metrics reference > target/metrics.md && mv target/metrics.md docs/metrics.md
+
+# The unit, the alerts and the Dockerfile, as far as this machine can try them (needs systemd, promtool, debootstrap, root; what is missing is skipped or fails).
+ops:
+    promtool check rules ops/prometheus/alerts.yml
+    promtool test rules ops/prometheus/alerts_test.yml
+    tests/system/run unit notify dockerfile
+
 # Measures the Parquet encoder.
 bench:
     cargo bench

@@ -33,6 +33,8 @@ pub struct Definition {
     pub help: &'static str,
     /// Names of the labels, empty for a plain metric.
     pub labels: &'static [&'static str],
+    /// Values of the labels, one row a series; one empty row for a plain metric.
+    pub series: fn() -> Vec<Vec<&'static str>>,
     /// Upper bounds, for a histogram.
     pub buckets: &'static [f64],
 }
@@ -180,10 +182,25 @@ label! {
     }
 }
 
-label! {
-    /// The version of this build.
-    Version, "version" {
-        This = env!("CARGO_PKG_VERSION"),
+/// What this build is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Build;
+
+impl Build {
+    pub const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    /// The commit it was made from, as far as that was known (see `build.rs`), else `unknown`.
+    pub const REVISION: &'static str = env!("ARC_REVISION");
+}
+
+impl LabelSet for Build {
+    const NAMES: &'static [&'static str] = &["version", "revision"];
+
+    fn all() -> Vec<Vec<&'static str>> {
+        vec![vec![Self::VERSION, Self::REVISION]]
+    }
+
+    fn index(self) -> usize {
+        0
     }
 }
 
@@ -301,6 +318,8 @@ macro_rules! table {
     (@make $recorder:ident, $definition:expr, $labels:ty) => { family::<_, $labels>($recorder, $definition) };
     (@names) => { &[] };
     (@names $labels:ty) => { <$labels as LabelSet>::NAMES };
+    (@series) => { || vec![Vec::new()] };
+    (@series $labels:ty) => { <$labels as LabelSet>::all };
     (@buckets) => { &[] };
     (@buckets $buckets:ident) => { $buckets };
     ($($kind:ident $field:ident $([$labels:ty])? $(($buckets:ident))?, $unit:ident, $help:literal;)+) => {
@@ -311,6 +330,7 @@ macro_rules! table {
             unit: Unit::$unit,
             help: $help,
             labels: table!(@names $($labels)?),
+            series: table!(@series $($labels)?),
             buckets: table!(@buckets $($buckets)?),
         }),+];
 
@@ -334,15 +354,19 @@ macro_rules! table {
 }
 
 table! {
-    Gauge build_info [Version], Count, "1, with the version of this build";
+    Gauge build_info [Build], Count, "1, with the version of this build and the commit it was made from";
     Gauge process_start_time_seconds, Seconds, "When this process started, in seconds since the Unix epoch";
     Gauge process_resident_bytes, Bytes, "Resident memory of this process";
+    Gauge process_open_fds, Count, "File descriptors that this process has open";
+    Gauge process_max_fds, Count, "File descriptors that this process may have open";
+    Gauge process_threads, Count, "Threads of this process";
 
     Counter http_requests_total [RouteStatus], Count, "Requests answered, by route and class of status";
     Counter http_rejected_total [Rejected], Count, "Requests refused and connections closed without an answer, by reason";
     Counter http_panics_total, Count, "Handlers that panicked; each was answered with 500";
     Counter http_accept_errors_total, Count, "Connections that could not be accepted";
     Gauge http_connections, Count, "Open connections";
+    Gauge http_ready, Count, "1 when GET /ready says that writes would be taken";
     Gauge http_in_flight_bytes, Bytes, "Bytes of request bodies that are being read or worked on";
     Histogram http_request_seconds [Route] (LATENCY), Seconds, "From the head of a request to its answer";
 
@@ -370,6 +394,7 @@ table! {
     Counter wal_pad_bytes_total, Bytes, "Bytes written to fill blocks";
     Gauge wal_segments [SegmentState], Count, "Segment files, by state";
     Gauge wal_backlog_bytes, Bytes, "Bytes of the log that are not released";
+    Gauge wal_max_bytes, Bytes, "Bytes that the log may have: wal.max_size";
     Gauge wal_backlog_age_seconds, Seconds, "Age of the oldest record that is not shipped";
     Counter wal_rotations_total, Count, "Segments begun";
     Counter wal_marks_total, Count, "Mark records written";
@@ -388,6 +413,9 @@ table! {
     Gauge compact_quarantined_records, Count, "Slices of records set aside because they could not be built";
     Gauge compact_quarantined_bytes, Bytes, "Bytes of slices set aside";
 
+    Gauge compact_deferred_outputs, Count, "Outputs that wait in side segments because they could not be stored";
+    Gauge compact_deferred_bytes, Bytes, "Bytes of side segments";
+
     Counter store_requests_total [StoreCall], Count, "Requests to an object store";
     Counter store_retries_total, Count, "Requests to an object store that were repeated at once";
     Gauge store_uploads, Count, "Uploads in parts under way";
@@ -404,18 +432,35 @@ impl Metrics {
             builder.set_buckets_for_metric(Matcher::Full(d.name.to_owned()), d.buckets).expect("a histogram has buckets")
         });
         let metrics = Self::register(&builder.build_recorder());
-        metrics.build_info.get(Version::This).set(1.0);
+        metrics.build_info.get(Build).set(1.0);
         metrics.process_start_time_seconds.set(SystemClock::shared().wall_us() as f64 / 1e6);
         Arc::new(metrics)
     }
 
     /// All series as Prometheus text.
     pub fn render(&self) -> String {
-        if let Some(bytes) = resident_bytes() {
-            self.process_resident_bytes.set(bytes);
-        }
+        self.look_at_the_process();
         self.render.run_upkeep();
         self.render.render()
+    }
+
+    fn look_at_the_process(&self) {
+        if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
+            // VmRSS counts in KiB and so needs no page size.
+            if let Some(kib) = status_number(&status, "VmRSS:") {
+                self.process_resident_bytes.set(kib * 1024.0);
+            }
+            if let Some(threads) = status_number(&status, "Threads:") {
+                self.process_threads.set(threads);
+            }
+        }
+        if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+            // One of them is the directory that is being read.
+            self.process_open_fds.set(open.count().saturating_sub(1) as f64);
+        }
+        if let Some(most) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+            self.process_max_fds.set(most as f64);
+        }
     }
 
     /// Folds the samples of histograms into their buckets. Without it they take memory until somebody renders.
@@ -435,12 +480,11 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// `VmRSS` of `/proc/self/status`, which counts in KiB and so needs no page size; `None` where there is none.
-fn resident_bytes() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some((kib * 1024) as f64)
+/// The number behind `name` in the text of `/proc/self/status`.
+fn status_number(status: &str, name: &str) -> Option<f64> {
+    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+    let number: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(number as f64)
 }
 
 #[cfg(test)]
@@ -479,7 +523,13 @@ mod tests {
             };
             assert!(text.contains(&format!("# TYPE {} {kind}\n", d.name)), "{}", d.name);
         }
-        assert!(text.contains(&format!("arc_build_info{{version=\"{}\"}} 1\n", env!("CARGO_PKG_VERSION"))), "{text}");
+        let build = format!("arc_build_info{{version=\"{}\",revision=\"{}\"}} 1\n", Build::VERSION, Build::REVISION);
+        assert!(text.contains(&build), "{text}");
+        for of_the_process in ["resident_bytes", "open_fds", "max_fds", "threads"] {
+            let name = format!("arc_process_{of_the_process} ");
+            let value = text.lines().find_map(|l| l.strip_prefix(name.as_str())).unwrap();
+            assert!(value.parse::<f64>().unwrap() > 0.0, "{name}{value}");
+        }
         assert!(text.contains("arc_http_requests_total{route=\"write_msgpack\",status=\"2xx\"} 0\n"), "{text}");
         assert!(text.contains("arc_wal_segments{state=\"pool\"} 0\n"));
     }

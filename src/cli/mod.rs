@@ -6,6 +6,9 @@
 pub mod bench;
 pub mod config;
 pub mod drain;
+pub mod healthcheck;
+pub mod metrics;
+pub mod notify;
 pub mod quarantine;
 pub mod serve;
 pub mod settings;
@@ -91,6 +94,11 @@ enum Command {
     /// Check, show and document the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Ask a running server whether it is well: exit code 0, or 1 and the reason
+    Healthcheck(healthcheck::HealthcheckArgs),
+    /// Document the metrics
+    #[command(subcommand)]
+    Metrics(metrics::MetricsCommand),
     /// Look at a log, live or copied, and change nothing
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -171,6 +179,8 @@ pub fn main() -> ExitCode {
         Command::Serve => serve::run(&cli.global),
         Command::Drain(args) => drain::run(&cli.global, &args),
         Command::Config(command) => config::run(&cli.global, &command),
+        Command::Healthcheck(args) => healthcheck::run(&cli.global, &args),
+        Command::Metrics(command) => metrics::run(&command),
         Command::Wal(command) => wal::run(&cli.global, command),
         Command::Quarantine(command) => quarantine::run(&cli.global, command),
         Command::Bench(args) => bench::run(&cli.global, *args),
@@ -195,6 +205,8 @@ mod tests {
             &["wal", "verify", "d", "--lake", "l", "--json"],
             &["wal", "dump", "--dir", "d", "--from", "1", "--to", "2", "--limit", "3", "--table", "t", "--database", "b", "--records"],
             &["drain", "d", "--timeout", "5m", "--json"],
+            &["healthcheck", "--url", "http://h", "--ready", "--timeout", "3s", "--insecure"],
+            &["metrics", "reference"],
             &["quarantine", "list", "d"],
             &["quarantine", "show", "7", "d", "--json"],
         ] {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{EXIT_FAILURE, EXIT_IO, Global, print, settings};
+use super::{EXIT_FAILURE, EXIT_IO, Global, notify, print, settings};
 use crate::clock::{SharedClock, SystemClock};
 use crate::compact::control::{Control, Shipped};
 use crate::config::{self, Config};
@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::node::{self, NodeError};
 use crate::vfs::{OsVfs, Vfs};
 use crate::wal::prealloc::Preallocator;
-use crate::wal::recover::OpenError;
+use crate::wal::recover::{OpenError, Progress};
 use crate::wal::{Appender, Shared};
 
 /// The log needs a decision by a person.
@@ -145,8 +145,11 @@ async fn main(global: &Global, config: Config, file: Option<&Path>) -> u8 {
         }
     };
     tracing::info!(log = %machines.shared.log, address = %address, durable = machines.shared.watermarks().durable, "ready");
+    notify::ready();
+    tokio::spawn(notify::watch(Arc::clone(&machines.shared)));
 
     let why = watch(&machines, &config, &mut term, &mut int).await;
+    notify::stopping(config.server.shutdown_timeout);
     match why {
         Ended::Signal => {}
         Ended::Poisoned => {
@@ -249,12 +252,14 @@ async fn shut_down(
 fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: SharedClock) -> Result<Machines, NodeError> {
     let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
     let mut last_line = Instant::now();
+    notify::recovering(Progress { bytes_done: 0, bytes_total: 0 });
     let store = (Arc::clone(&metrics), clock.clone());
     let sink = |log| settings::open_sink(config, log, &store.0, &store.1);
     let node = node::open(&vfs, settings::node_settings(config), &clock, metrics, sink, &mut |p| {
         engine.recovering(p);
         if last_line.elapsed() > Duration::from_secs(2) {
             last_line = Instant::now();
+            notify::recovering(p);
             tracing::info!(bytes_done = p.bytes_done, bytes_total = p.bytes_total, "recovering");
         }
     })?;

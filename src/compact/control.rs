@@ -135,6 +135,8 @@ impl Control {
     }
 
     pub(super) fn set_deferred(&self, d: Deferred) {
+        self.shared.metrics.compact_deferred_outputs.set(d.outputs as f64);
+        self.shared.metrics.compact_deferred_bytes.set(d.bytes as f64);
         self.any_refused.store(!d.refused.is_empty(), Ordering::Release);
         *lock(&self.deferred) = d;
         self.shared.nudge();

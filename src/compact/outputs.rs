@@ -15,6 +15,7 @@ use crate::format::manifest::{Entry, Plan};
 use crate::sink::{ObjectInfo, Published, Sink, SinkError, SinkResult, Staged};
 use crate::types::Sequence;
 use crate::wal::manifest::OutputFile;
+use crate::wal::shared::Pulse;
 
 impl Compactor {
     fn spec(&self, plan: &Plan, n: u32) -> Option<OutputSpec> {
@@ -85,6 +86,7 @@ impl Compactor {
             }
             let built = build_one(&*sink, n, &o.name, spec, list, skip, &c.slices);
             shared.metrics.compact_build_seconds.record(shared.clock.monotonic().saturating_sub(started).as_secs_f64());
+            shared.pulses.compact.beat();
             built
         };
         let mut stopped = BTreeMap::new();
@@ -191,7 +193,7 @@ impl Compactor {
         let mut commits = Vec::new();
         let started = self.shared.clock.monotonic();
         let mut full = None;
-        for (n, file, published) in publish_each(&*self.sink, plan, ready) {
+        for (n, file, published) in publish_each(&*self.sink, plan, ready, &self.shared.pulses.compact) {
             match published.map_err(Trouble::from) {
                 Ok(Put::Ours) => commits.push((n, file)),
                 Err(Trouble::Retry(why)) => {
@@ -268,13 +270,14 @@ fn publish_one(sink: &dyn Sink, name: &str, file: &OutputFile, staged: Box<dyn S
 }
 
 /// Publishes on this thread, in order, or on as many as the sink can use. Every intent is durable.
-fn publish_each(sink: &dyn Sink, plan: &Plan, ready: Vec<Ready>) -> Vec<(u32, OutputFile, SinkResult<Put>)> {
+fn publish_each(sink: &dyn Sink, plan: &Plan, ready: Vec<Ready>, pulse: &Pulse) -> Vec<(u32, OutputFile, SinkResult<Put>)> {
     let one = |r: Ready| {
         let put = match (plan.outputs.get(r.output as usize), r.staged) {
             (Some(o), Some(staged)) => publish_one(sink, &o.name, &r.file, staged),
             (Some(_), None) => Ok(Put::Ours),
             (None, _) => Err(SinkError::from_io(format!("output {}", r.output), std::io::Error::other("the plan has no such output"))),
         };
+        pulse.beat();
         (r.output, r.file, put)
     };
     let threads = sink.parallel().min(ready.len());

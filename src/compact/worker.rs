@@ -182,6 +182,7 @@ impl Compactor {
     }
 
     pub fn step(&mut self) -> Work {
+        self.shared.pulses.compact.beat();
         self.awaited = None;
         if self.control.forked().is_some() {
             return Work::Done;

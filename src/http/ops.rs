@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::admit::granules;
 use super::errors::{self, Failure};
-use super::{App, Backend, FlushOutcome};
+use super::{App, Backend, FlushOutcome, Readiness};
 use crate::error::{Reason, RequestError};
 
 /// How long a flush may take when the request does not say.
@@ -38,13 +38,18 @@ pub(super) fn health<B: Backend>(app: &App<B>) -> Response {
     errors::json(200, &body)
 }
 
-/// `GET /ready`
-pub(super) fn ready<B: Backend>(app: &App<B>) -> Response {
+fn readiness<B: Backend>(app: &App<B>) -> Readiness {
     let mut readiness = app.backend.readiness();
     if app.draining() {
         readiness.ready = false;
         readiness.reason = Some(Reason::Shutdown.word().to_owned());
     }
+    readiness
+}
+
+/// `GET /ready`
+pub(super) fn ready<B: Backend>(app: &App<B>) -> Response {
+    let readiness = readiness(app);
     let (status, word) = if readiness.ready { (200, "ready") } else { (503, "not_ready") };
     errors::json(status, &json!({"status": word, "reason": readiness.reason, "progress": readiness.progress}))
 }
@@ -52,6 +57,7 @@ pub(super) fn ready<B: Backend>(app: &App<B>) -> Response {
 /// `GET /metrics`
 pub(super) async fn metrics<B: Backend>(app: &App<B>) -> Result<Response, Failure> {
     let metrics = Arc::clone(&app.metrics);
+    metrics.http_ready.set(f64::from(u8::from(readiness(app).ready)));
     large(app, "text/plain; version=0.0.4; charset=utf-8", move || metrics.render().into()).await
 }
 

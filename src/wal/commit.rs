@@ -121,6 +121,7 @@ impl Committer {
     /// Runs until closed or poisoned.
     pub fn run(mut self) {
         loop {
+            self.shared.pulses.commit.beat();
             match self.step() {
                 Step::Worked => {}
                 Step::Done => {

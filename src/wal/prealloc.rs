@@ -248,6 +248,7 @@ impl Preallocator {
     /// Runs [`Self::step`] until [`Self::stop`].
     pub fn run(&self) {
         loop {
+            self.shared.pulses.prealloc.beat();
             let worked = self.step();
             let s = lock(&self.state);
             if s.stop {

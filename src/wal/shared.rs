@@ -126,6 +126,33 @@ pub struct ActiveInfo {
     pub oldest: Option<Duration>,
 }
 
+/// Counts the rounds of a machine, so that a watchdog can tell one that waits from one that hangs: it must go on even when there is
+/// nothing to do.
+#[derive(Debug, Default)]
+pub struct Pulse(std::sync::atomic::AtomicU64);
+
+impl Pulse {
+    pub fn beat(&self) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Beats so far.
+    pub fn count(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// One pulse for each machine.
+#[derive(Debug, Default)]
+pub struct Pulses {
+    /// Beats at least every second, unless a write or a sync takes longer.
+    pub commit: Pulse,
+    /// Beats between steps and with each output, which may take as long as an output takes to build and to store.
+    pub compact: Pulse,
+    /// Beats at least every five seconds, unless making a spare takes longer.
+    pub prealloc: Pulse,
+}
+
 /// One per log; everything in it may be read by any thread.
 #[derive(Debug)]
 pub struct Shared {
@@ -148,12 +175,14 @@ pub struct Shared {
     stopping: AtomicBool,
     last_error: Mutex<Option<String>>,
     pub(super) total_bytes: AtomicU64,
+    pub pulses: Pulses,
 }
 
 impl Shared {
     pub fn new(log: LogId, settings: LogSettings, clock: SharedClock, metrics: Arc<Metrics>, start: Watermarks) -> Arc<Self> {
         start.check();
         show(&metrics, &start);
+        metrics.wal_max_bytes.set(settings.max_size as f64);
         Arc::new(Self {
             log,
             settings,
@@ -172,6 +201,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             last_error: Mutex::default(),
             total_bytes: AtomicU64::new(0),
+            pulses: Pulses::default(),
         })
     }
 

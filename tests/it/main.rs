@@ -19,5 +19,7 @@ mod line_protocol_oracle;
 mod log_model;
 mod mem_vfs;
 mod msgpack;
+mod notify;
+mod operations;
 mod server;
 mod sim;

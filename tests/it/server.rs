@@ -158,12 +158,22 @@ impl Place {
 
     /// Starts a server here and waits for its banner only.
     pub fn launch(&self, sets: &[&str]) -> Server {
-        Server::launch(self.path(), sets).unwrap_or_else(|(status, log)| panic!("no banner, {status}: {log}"))
+        self.launch_with(sets, &[])
+    }
+
+    /// The same, with variables in the server's environment.
+    pub fn launch_with(&self, sets: &[&str], env: &[(&str, &str)]) -> Server {
+        Server::launch(self.path(), sets, env).unwrap_or_else(|(status, log)| panic!("no banner, {status}: {log}"))
     }
 
     /// Runs a server that is expected to end by itself: its exit code and what it said.
     pub fn run_to_end(&self, sets: &[&str]) -> (Option<i32>, String) {
-        match Server::launch(self.path(), sets) {
+        self.run_to_end_with(sets, &[])
+    }
+
+    /// The same, with variables in the server's environment.
+    pub fn run_to_end_with(&self, sets: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) {
+        match Server::launch(self.path(), sets, env) {
             Err((status, log)) => (status.code(), log),
             Ok(mut s) => {
                 let status = s.wait_end(PATIENCE);
@@ -186,10 +196,10 @@ pub struct Server {
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Server {
-    fn launch(dir: &Path, sets: &[&str]) -> Result<Self, (ExitStatus, String)> {
+    fn launch(dir: &Path, sets: &[&str], env: &[(&str, &str)]) -> Result<Self, (ExitStatus, String)> {
         let log = dir.join(format!("stderr-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
         let mut command = Command::new(arc());
-        command.arg("serve").current_dir(dir).env_clear().envs(profile()).stdin(Stdio::null());
+        command.arg("serve").current_dir(dir).env_clear().envs(profile()).envs(env.iter().copied()).stdin(Stdio::null());
         for set in SMALL.iter().chain(sets) {
             command.args(["--set", set]);
         }

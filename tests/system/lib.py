@@ -166,11 +166,11 @@ def wait_for(what, timeout, f, every=0.02):
 class Server:
     """`arc serve` with its log in `wal`, its lake in `lake`."""
 
-    def __init__(self, wal, lake, logs, settings=None, port=0):
+    def __init__(self, wal, lake, logs, settings=None, port=0, env=None, prefix=(), preexec=None):
         self.wal, self.lake, self.logs = wal, lake, logs
         self.settings = {"server.host": "127.0.0.1", "log.format": "text", **(settings or {})}
         self.port, self.fixed_port = port, port
-        self.environment = {}
+        self.environment, self.prefix, self.preexec = dict(env or {}), list(prefix), preexec
         self.process = None
         self.starts = 0
         self._entry = None
@@ -189,7 +189,9 @@ class Server:
         self.out = os.path.join(self.logs, f"server-{self.starts}.out")
         self.err = os.path.join(self.logs, f"server-{self.starts}.err")
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
-            self.process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=clean_env() | self.environment, cwd=self.logs)
+            self.process = subprocess.Popen(
+                self.prefix + args, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=clean_env() | self.environment, cwd=self.logs, preexec_fn=self.preexec
+            )
         self._entry = defer(self._kill, self.process)
         self.port = wait_for("the banner", 20, self._find_port, every=0.005)
         return self
