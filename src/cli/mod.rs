@@ -3,11 +3,14 @@
 //! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 runtime error, 2 usage, 74 I/O error,
 //! 78 configuration; a subcommand documents what else it uses.
 
+pub mod access;
 pub mod bench;
 pub mod config;
 pub mod quarantine;
+pub mod reload;
 pub mod serve;
 pub mod settings;
+pub mod token;
 pub mod version;
 pub mod wal;
 
@@ -88,6 +91,9 @@ enum Command {
     /// Check, show and document the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Make, list and end the tokens that the server asks for
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Look at a log, live or copied, and change nothing
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -117,6 +123,11 @@ impl Global {
     /// Says an error on stderr.
     pub fn error(&self, text: impl std::fmt::Display) {
         self.say("error", "31", &text);
+    }
+
+    /// Says something on stderr.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        self.say("note", "36", &text);
     }
 
     /// Says a warning on stderr.
@@ -167,6 +178,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Serve => serve::run(&cli.global),
         Command::Config(command) => config::run(&cli.global, &command),
+        Command::Token(command) => token::run(&cli.global, command),
         Command::Wal(command) => wal::run(&cli.global, command),
         Command::Quarantine(command) => quarantine::run(&cli.global, command),
         Command::Bench(args) => bench::run(&cli.global, *args),

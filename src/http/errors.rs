@@ -1,7 +1,7 @@
 //! From what went wrong to an answer, in one place.
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
@@ -15,10 +15,18 @@ use crate::metrics::{Metrics, Rejected};
 pub(super) enum Failure {
     /// Said by the backend, or by a check of the request's head.
     Request(RequestError),
+    /// No token, or none that is live.
+    Unauthorized(&'static str),
+    /// The same, to a client that asked whether its token is one.
+    NotVerified(&'static str),
+    /// A live token that may not do this.
+    Forbidden(String),
     /// No room under `max_in_flight`.
     InFlight,
     /// No such path.
     NotFound,
+    /// The path is right, and what it names is not there.
+    NoSuch(String),
     /// The path exists, with other methods; the router adds `Allow`.
     MethodNotAllowed,
     /// A handler panicked.
@@ -31,13 +39,18 @@ impl From<RequestError> for Failure {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct ErrorBody<'a> {
     error: &'a str,
     code: &'a str,
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// Of refusals for want of a right, as Arc has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    success: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    valid: Option<bool>,
 }
 
 /// The answer to a failure, counted and, for a bug of ours, logged.
@@ -48,6 +61,10 @@ pub(super) fn response(failure: Failure, id: &RequestId, metrics: &Metrics) -> R
         Failure::Request(e) => e,
         Failure::InFlight => RequestError::unavailable(Reason::NotStored, "too many bytes of requests in flight; send it again"),
         Failure::Panicked => RequestError::Internal(format!("internal error; the log has it under request id {id}")),
+        Failure::Unauthorized(why) => return refused(401, "unauthorized", why, None),
+        Failure::NotVerified(why) => return refused(401, "unauthorized", why, Some(false)),
+        Failure::Forbidden(why) => return refused(403, "forbidden", &why, None),
+        Failure::NoSuch(what) => return shaped(404, "not found", &what, None),
         Failure::NotFound => return shaped(404, "not found", "no such path", None),
         Failure::MethodNotAllowed => return shaped(405, "method not allowed", "the method is not allowed for this path", None),
     };
@@ -62,10 +79,18 @@ pub(super) fn response(failure: Failure, id: &RequestId, metrics: &Metrics) -> R
 }
 
 fn shaped(status: u16, code: &str, message: &str, reason: Option<Reason>) -> Response {
-    let body = ErrorBody { error: message, code, message, reason: reason.map(Reason::word) };
+    let body = ErrorBody { error: message, code, message, reason: reason.map(Reason::word), ..ErrorBody::default() };
     let mut response = json(status, &body);
     if let Some(reason) = reason {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(reason.retry_after()));
+    }
+    response
+}
+
+fn refused(status: u16, code: &str, message: &str, valid: Option<bool>) -> Response {
+    let mut response = json(status, &ErrorBody { error: message, code, message, success: Some(false), valid, ..ErrorBody::default() });
+    if status == 401 {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"arc\""));
     }
     response
 }
@@ -82,7 +107,9 @@ pub(super) fn json(status: u16, body: &impl Serialize) -> Response {
 fn counted_as(failure: &Failure) -> Rejected {
     match failure {
         Failure::InFlight => Rejected::InFlight,
-        Failure::NotFound => Rejected::NotFound,
+        Failure::Unauthorized(_) | Failure::NotVerified(_) => Rejected::Unauthorized,
+        Failure::Forbidden(_) => Rejected::Forbidden,
+        Failure::NotFound | Failure::NoSuch(_) => Rejected::NotFound,
         Failure::MethodNotAllowed => Rejected::MethodNotAllowed,
         Failure::Panicked => Rejected::Internal,
         Failure::Request(e) => match e {
