@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use sha2::Digest as _;
+
 pub trait Clock: Send + Sync + std::fmt::Debug {
     /// Time since some fixed point of this process; never goes backwards.
     fn monotonic(&self) -> Duration;
@@ -16,6 +18,13 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
     fn random_u64(&self) -> u64;
     /// A fresh log id.
     fn random_id(&self) -> crate::types::LogId;
+
+    /// 256 bits fit for a secret, as far as the ids are random.
+    fn random_secret(&self) -> [u8; 32] {
+        // Six bits of each id are fixed; three of them hold more than enough.
+        let ids: Vec<u8> = (0..3).flat_map(|_| self.random_id().0).collect();
+        sha2::Sha256::digest(ids).into()
+    }
 }
 
 pub type SharedClock = Arc<dyn Clock>;

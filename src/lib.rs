@@ -41,6 +41,7 @@ pub mod types;
 pub mod error;
 pub mod clock;
 pub mod sync;
+pub mod log_limit;
 
 pub mod config;
 pub mod metrics;
@@ -54,6 +55,7 @@ pub mod decode;
 pub mod sink;
 pub mod compact;
 pub mod node;
+pub mod auth;
 pub mod http;
 pub mod tools;
 pub mod cli;

@@ -118,6 +118,8 @@ label! {
         Ready = "ready",
         Metrics = "metrics",
         Status = "status",
+        AuthVerify = "auth_verify",
+        AuthTokens = "auth_tokens",
         Other = "other",
     }
 }
@@ -150,6 +152,10 @@ label! {
         /// Some lines of a body were refused, the others stored.
         PartialWrite = "partial_write",
         KeyReused = "key_reused",
+        /// No token, or none that is live.
+        Unauthorized = "unauthorized",
+        /// A token that may not do this.
+        Forbidden = "forbidden",
         NotStored = "not_stored",
         UnknownOutcome = "unknown_outcome",
         Backlog = "backlog",
@@ -163,6 +169,8 @@ label! {
         MethodNotAllowed = "method_not_allowed",
         /// No room under `ingest.max_in_flight`.
         InFlight = "in_flight",
+        /// A TLS handshake that failed, or took longer than `server.header_timeout`.
+        Handshake = "tls_handshake",
         /// The head of a request did not come within `server.header_timeout`.
         SlowHeader = "slow_header",
         /// The body did not come within `server.read_timeout`.
@@ -423,6 +431,10 @@ table! {
     Histogram store_put_seconds (LONG), Seconds, "Publishing one object in an object store";
 
     Gauge keys_live, Count, "Idempotency keys remembered";
+
+    Gauge auth_tokens, Count, "Tokens that are neither revoked nor expired";
+    Counter auth_reload_errors_total, Count, "Times that the token file could not be read again; the tokens before stay in force";
+    Counter tls_reload_errors_total, Count, "Times that the certificate could not be read again; the one before stays in force";
 }
 
 impl Metrics {
@@ -494,7 +506,7 @@ mod tests {
 
     #[test]
     fn names_follow_the_rule() {
-        let areas = ["build", "process", "http", "ingest", "wal", "compact", "store", "keys"];
+        let areas = ["build", "process", "http", "ingest", "wal", "compact", "store", "keys", "auth", "tls"];
         let mut seen = HashSet::new();
         for d in TABLE {
             assert!(seen.insert(d.name), "{} twice", d.name);

@@ -19,7 +19,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::serve::{EXIT_DECISION, EXIT_LOCKED, init_logging};
+use super::reload::init_logging;
+use super::serve::{EXIT_DECISION, EXIT_LOCKED};
 use super::{EXIT_FAILURE, EXIT_IO, Global, print, settings};
 use crate::clock::SystemClock;
 use crate::compact::control::Control;

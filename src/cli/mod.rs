@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 runtime error, 2 usage, 74 I/O error,
 //! 78 configuration; a subcommand documents what else it uses.
 
+pub mod access;
 pub mod bench;
 pub mod config;
 pub mod drain;
@@ -10,8 +11,10 @@ pub mod healthcheck;
 pub mod metrics;
 pub mod notify;
 pub mod quarantine;
+pub mod reload;
 pub mod serve;
 pub mod settings;
+pub mod token;
 pub mod version;
 pub mod wal;
 
@@ -99,6 +102,9 @@ enum Command {
     /// Document the metrics
     #[command(subcommand)]
     Metrics(metrics::MetricsCommand),
+    /// Make, list and end the tokens that the server asks for
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Look at a log, live or copied, and change nothing
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -128,6 +134,11 @@ impl Global {
     /// Says an error on stderr.
     pub fn error(&self, text: impl std::fmt::Display) {
         self.say("error", "31", &text);
+    }
+
+    /// Says something on stderr.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        self.say("note", "36", &text);
     }
 
     /// Says a warning on stderr.
@@ -181,6 +192,7 @@ pub fn main() -> ExitCode {
         Command::Config(command) => config::run(&cli.global, &command),
         Command::Healthcheck(args) => healthcheck::run(&cli.global, &args),
         Command::Metrics(command) => metrics::run(&command),
+        Command::Token(command) => token::run(&cli.global, command),
         Command::Wal(command) => wal::run(&cli.global, command),
         Command::Quarantine(command) => quarantine::run(&cli.global, command),
         Command::Bench(args) => bench::run(&cli.global, *args),

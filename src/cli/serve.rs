@@ -3,8 +3,6 @@
 //! A second signal while it stops ends it with 1. Exit codes beyond the common ones: 3 the log needs a decision (forked, files missing, `wal.on_damage = "refuse"`), 75 the log is
 //! locked by another process.
 
-use std::io::IsTerminal as _;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::access::{Access, BOOTSTRAP};
+use super::reload::{Levels, Reload, init_logging};
 use super::{EXIT_FAILURE, EXIT_IO, Global, notify, print, settings};
 use crate::clock::{SharedClock, SystemClock};
 use crate::compact::control::{Control, Shipped};
 use crate::config::{self, Config};
 use crate::http::engine::{Engine, Running};
-use crate::http::{App, listen, serve};
+use crate::http::{App, listen, serve_tls};
 use crate::idempotency::Keys;
 use crate::metrics::Metrics;
 use crate::node::{self, NodeError};
@@ -37,7 +37,7 @@ pub fn run(global: &Global) -> ExitCode {
         Ok(x) => x,
         Err(e) => return global.refuse(&e),
     };
-    init_logging(&config, global);
+    let levels = init_logging(&config, global);
     for w in &warnings {
         tracing::warn!("{w}");
     }
@@ -49,24 +49,10 @@ pub fn run(global: &Global) -> ExitCode {
             return ExitCode::from(EXIT_FAILURE);
         }
     };
-    let code = runtime.block_on(main(global, config, origins.file.as_deref()));
+    let code = runtime.block_on(main(global, config, origins.file.as_deref(), levels));
     // A build that is under way may take longer than the deadline: every step of it can be repeated.
     runtime.shutdown_background();
     ExitCode::from(code)
-}
-
-pub(super) fn init_logging(config: &Config, global: &Global) {
-    use tracing_subscriber::EnvFilter;
-    let filter = config.log_filter.clone().unwrap_or_else(|| config.log.level.to_string());
-    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let text = match config.log.format {
-        config::LogFormat::Auto => std::io::stderr().is_terminal(),
-        config::LogFormat::Text => true,
-        config::LogFormat::Json => false,
-    };
-    let b = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Fails only when a subscriber is set already, in tests.
-    let _ = if text { b.with_ansi(global.color.on_stderr()).try_init() } else { b.json().flatten_event(true).try_init() };
 }
 
 /// The machines of an open log.
@@ -81,7 +67,7 @@ struct Machines {
     _lock: Box<dyn std::any::Any + Send + Sync>,
 }
 
-async fn main(global: &Global, config: Config, file: Option<&Path>) -> u8 {
+async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Levels) -> u8 {
     let clock = SystemClock::shared();
     let metrics = Metrics::new();
     let listener = match listen(&config.server.host, config.server.port).await {
@@ -101,18 +87,50 @@ async fn main(global: &Global, config: Config, file: Option<&Path>) -> u8 {
             return EXIT_FAILURE;
         }
     };
-    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(t), Ok(i)) => (t, i),
-        (Err(e), _) | (_, Err(e)) => {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (mut term, mut int, mut hup) = match signals {
+        (Ok(t), Ok(i), Ok(h)) => (t, i, h),
+        (Err(e), _, _) | (_, Err(e), _) | (_, _, Err(e)) => {
             global.error(format!("signals: {e}"));
             return EXIT_FAILURE;
         }
     };
-    let _ = print(&banner(&config, address, file));
+    let preset = match std::env::var_os(BOOTSTRAP).filter(|v| !v.is_empty()).map(std::ffi::OsString::into_string).transpose() {
+        Ok(preset) => preset,
+        Err(_) => {
+            global.error(format!("{BOOTSTRAP}: expected printable ASCII"));
+            return config::EXIT_CONFIG;
+        }
+    };
+    let (access, first) = match Access::open(&config, &clock, preset.as_deref()) {
+        Ok(opened) => opened,
+        Err((why, code)) => {
+            global.error(why);
+            return code;
+        }
+    };
+    let _ = print(&banner(&config, &access.banner(address, first.as_ref()), file));
+    drop((preset, first));
+    let mut reload = Reload::new(global, &config, levels, access.clone(), Arc::clone(&metrics));
+    tokio::spawn(async move {
+        while hup.recv().await.is_some() {
+            // Reads files: beside the requests, one at a time.
+            reload = match tokio::task::spawn_blocking(move || {
+                reload.run();
+                reload
+            })
+            .await
+            {
+                Ok(reload) => reload,
+                Err(e) => return tracing::error!("a reload ended by a panic, there will be no other: {e}"),
+            };
+        }
+    });
+    tokio::spawn(access.clone().follow(clock.clone(), Arc::clone(&metrics)));
     let engine = Engine::new(settings::write_settings(&config), clock.clone(), Arc::clone(&metrics));
-    let app = App::new(Arc::clone(&engine), Arc::clone(&metrics), settings::http_settings(&config));
+    let app = App::with_tokens(Arc::clone(&engine), Arc::clone(&metrics), settings::http_settings(&config), access.tokens);
     let (stop_http, stopped) = tokio::sync::oneshot::channel::<()>();
-    let http = tokio::spawn(serve(listener, app, async move {
+    let http = tokio::spawn(serve_tls(listener, app, access.tls, async move {
         let _ = stopped.await;
     }));
 
@@ -296,7 +314,7 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
     })
 }
 
-fn banner(config: &Config, address: SocketAddr, file: Option<&Path>) -> String {
+fn banner(config: &Config, (address, access): &(String, String), file: Option<&Path>) -> String {
     let file = file.map_or("defaults (no arc.toml found)".to_owned(), |f| f.display().to_string());
     let sync = match config.wal.sync_mode {
         config::SyncMode::Fdatasync => "fdatasync",
@@ -304,8 +322,8 @@ fn banner(config: &Config, address: SocketAddr, file: Option<&Path>) -> String {
         config::SyncMode::UnsafeNone => "NOTHING (wal.sync_mode = \"unsafe-none\": a crash of the machine loses acknowledged rows)",
     };
     format!(
-        "arc {version}\n  listening   http://{address}\n  log         {log}\n  lake        {lake}\n  config      {file}\n  \
-         204 means   the rows are in the log and {sync} has returned; they reach Parquet exactly once\n",
+        "arc {version}\n  listening   {address}\n  log         {log}\n  lake        {lake}\n  config      {file}\n  \
+         204 means   the rows are in the log and {sync} has returned; they reach Parquet exactly once\n{access}",
         version = env!("CARGO_PKG_VERSION"),
         log = config.wal.directory.display(),
         lake = settings::lake_name(config),

@@ -3,7 +3,7 @@
 //! The table makes the structs, and it drives the file, the environment, `--set`, `arc config show` and
 //! `arc config reference`, so that none of them can forget a key.
 
-use super::value::{Codec, Directory, Flag, GB, Int, KB, Kind, MB, Maybe, MaybeFile, OneOf, Secret, Size, Span, Text, Word};
+use super::value::{Codec, Directory, FilePath, Flag, GB, Int, KB, Kind, MB, Maybe, MaybeFile, OneOf, Secret, Size, Span, Text, Word};
 use crate::limits;
 use std::time::Duration;
 
@@ -224,7 +224,7 @@ const PAYLOAD: u64 = limits::MAX_PAYLOAD as u64;
 schema! {
     /// The HTTP listener and its limits.
     server: ServerConfig {
-        /// Address or host name to listen on. Anything but loopback also needs server.insecure = true.
+        /// Address or host name to listen on. Anything but loopback also needs auth.enabled or server.insecure.
         host: Text = "127.0.0.1".into();
         /// Port to listen on; 0 lets the system choose.
         port: Int<u16, 0, 65535> = 8000;
@@ -242,6 +242,19 @@ schema! {
         max_connections: Int<usize, 1, 1_000_000> = 4096;
         /// Allow a server.host that others can reach, although there is no authentication.
         insecure: Flag = false;
+        /// Speak TLS (1.2 or 1.3) and nothing else on the port.
+        tls_enabled: Flag = false;
+        /// Certificate chain in PEM, the server's own first; read again on SIGHUP.
+        tls_cert_file: MaybeFile = "".into();
+        /// Private key of the certificate in PEM; read again on SIGHUP.
+        tls_key_file: MaybeFile = "".into();
+    }
+    /// Who may do what.
+    auth: AuthConfig {
+        /// Ask for a token on every route but /health, /ready, /metrics, /ping and the two statements of /query.
+        enabled: Flag = false;
+        /// File of the tokens, mode 0600; made by the first start, which prints an admin token, or by `arc token create`.
+        token_file: FilePath = "./data/auth/tokens.json".into();
     }
     /// What a request may hold.
     ingest: IngestConfig {

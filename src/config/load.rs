@@ -252,8 +252,24 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
             named("storage.local_path")
         ));
     }
-    if !server.insecure && !is_loopback(&server.host) {
+    if !server.insecure && !config.auth.enabled && !is_loopback(&server.host) {
         return Err(ConfigError::OpenBind { host: named("server.host") });
+    }
+    for (path, file) in [("server.tls_cert_file", &server.tls_cert_file), ("server.tls_key_file", &server.tls_key_file)] {
+        let absent = file.as_os_str().is_empty();
+        if server.tls_enabled && absent {
+            return refuse(format!("{} needs {path}: expected the path of a PEM file, found none", named("server.tls_enabled")));
+        }
+        if !server.tls_enabled && !absent {
+            warnings.push(Warning(format!("{} has no effect with {}", named(path), named("server.tls_enabled"))));
+        }
+    }
+    if config.auth.enabled && !server.tls_enabled && !is_loopback(&server.host) {
+        warnings.push(Warning(format!(
+            "{} with {}: tokens travel readable for everybody on the way; set server.tls_enabled, or let a proxy on this machine do TLS",
+            named("auth.enabled"),
+            named("server.host")
+        )));
     }
     if is_loopback(&server.host) && server.insecure {
         warnings.push(Warning(format!("{} has no effect with {}", named("server.insecure"), named("server.host"))));
@@ -384,6 +400,11 @@ mod tests {
             ("server.shutdown_timeout", "30s"),
             ("server.max_connections", "4096"),
             ("server.insecure", "false"),
+            ("server.tls_enabled", "false"),
+            ("server.tls_cert_file", ""),
+            ("server.tls_key_file", ""),
+            ("auth.enabled", "false"),
+            ("auth.token_file", "./data/auth/tokens.json"),
             ("ingest.max_inflated_size", "128MB"),
             ("ingest.max_record_size", "128MB"),
             ("ingest.max_in_flight", "256MB"),
@@ -423,7 +444,7 @@ mod tests {
             let i = find(path).unwrap_or_else(|| panic!("{path} is missing"));
             assert_eq!((KEYS[i].show)(&c), value, "{path}");
         }
-        assert_eq!(KEYS.len(), 44);
+        assert_eq!(KEYS.len(), 74);
     }
 
     #[test]

@@ -9,8 +9,8 @@ pub mod value;
 mod load;
 
 pub use keys::{
-    Backend, CompactionConfig, Compression, Config, IngestConfig, KEYS, Key, Layout, LogConfig, LogFormat, LogLevel, Nested, OnDamage,
-    SECTIONS, ServerConfig, StorageConfig, SyncMode, Verify, WalConfig, WalIo, reference,
+    AuthConfig, Backend, CompactionConfig, Compression, Config, IngestConfig, KEYS, Key, Layout, LogConfig, LogFormat, LogLevel, Nested,
+    OnDamage, SECTIONS, ServerConfig, StorageConfig, SyncMode, Verify, WalConfig, WalIo, reference,
 };
 pub use load::is_loopback;
 pub use value::{Secret, Word};
@@ -134,8 +134,8 @@ pub enum ConfigError {
     Conflict(String),
     /// Anybody on the network could write.
     #[error(
-        "{host}: this address is reachable from other machines and there is no authentication; set server.host to 127.0.0.1, or \
-         server.insecure = true if whatever reaches the port may write"
+        "{host}: this address is reachable from other machines and there is no authentication; set auth.enabled = true, or server.host to \
+         127.0.0.1, or server.insecure = true if whatever reaches the port may write"
     )]
     OpenBind { host: String },
 }

@@ -84,6 +84,24 @@ impl Codec for Directory {
     }
 }
 
+/// The path of a file; a relative one counts from the working directory of the process.
+#[derive(Debug)]
+pub struct FilePath;
+
+impl Codec for FilePath {
+    type Value = PathBuf;
+    const KIND: Kind = Kind::Text;
+    fn expected() -> String {
+        "the path of a file".into()
+    }
+    fn parse(text: &str) -> Option<PathBuf> {
+        Text::parse(text).map(PathBuf::from)
+    }
+    fn show(value: &PathBuf) -> String {
+        value.to_string_lossy().into_owned()
+    }
+}
+
 /// Text that may be empty: not set.
 #[derive(Debug)]
 pub struct Maybe;

@@ -1,5 +1,6 @@
 //! Letting bodies in: how large one may be, how many bytes all of them may be, and reading one with few copies.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -150,6 +151,11 @@ impl Inbound {
     pub(super) fn new(head: &Parts, body: Body, conn: Arc<ConnState>) -> Self {
         let ended = body.is_end_stream();
         Self { body, conn, waits_for_continue: head.headers.contains_key(EXPECT), ended }
+    }
+
+    /// Who sends it.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.conn.peer()
     }
 
     /// The bytes that are still to come, if the client said so.

@@ -13,6 +13,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -59,6 +60,8 @@ impl Part {
 #[derive(Debug)]
 pub(super) struct ConnState {
     epoch: Instant,
+    /// For log lines; a pipe has none.
+    peer: Option<SocketAddr>,
     header_ms: u64,
     read_ms: u64,
     stall_ms: u64,
@@ -76,10 +79,11 @@ fn ms(d: Duration) -> u64 {
 }
 
 impl ConnState {
-    pub(super) fn new(settings: &Settings) -> Arc<Self> {
+    pub(super) fn new(settings: &Settings, peer: Option<SocketAddr>) -> Arc<Self> {
         let header_ms = ms(settings.header_timeout);
         Arc::new(Self {
             epoch: Instant::now(),
+            peer,
             header_ms,
             read_ms: ms(settings.read_timeout),
             stall_ms: ms(settings.stall_timeout),
@@ -90,6 +94,10 @@ impl ConnState {
             cut: AtomicBool::new(false),
             unread: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 
     fn now(&self) -> u64 {
@@ -113,6 +121,11 @@ impl ConnState {
             Part::Body => self.last_byte.store(self.now(), Relaxed),
             Part::Head | Part::Work => {}
         }
+    }
+
+    /// When the time of the first head is up.
+    pub(super) fn head_due(&self) -> Instant {
+        self.epoch + Duration::from_millis(self.header_ms)
     }
 
     /// A head is complete.

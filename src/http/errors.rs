@@ -1,7 +1,7 @@
 //! From what went wrong to an answer, in one place.
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
@@ -18,10 +18,18 @@ pub(super) enum Failure {
     Request(RequestError),
     /// Lines of a body were refused.
     Lines(Box<Refusal>),
+    /// No token, or none that is live.
+    Unauthorized(&'static str),
+    /// The same, to a client that asked whether its token is one.
+    NotVerified(&'static str),
+    /// A live token that may not do this.
+    Forbidden(String),
     /// No room under `max_in_flight`.
     InFlight,
     /// No such path.
     NotFound,
+    /// The path is right, and what it names is not there.
+    NoSuch(String),
     /// The path exists, with other methods; the router adds `Allow`.
     MethodNotAllowed,
     /// A handler panicked.
@@ -34,7 +42,7 @@ impl From<RequestError> for Failure {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct ErrorBody<'a> {
     error: &'a str,
     code: &'a str,
@@ -46,6 +54,11 @@ struct ErrorBody<'a> {
     line: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Vec<LineBody<'a>>>,
+    /// Of refusals for want of a right, as Arc has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    success: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    valid: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -79,6 +92,10 @@ fn answer(failure: Failure, id: &RequestId, metrics: &Metrics) -> (Response, Str
         Failure::Request(e) => e,
         Failure::InFlight => RequestError::unavailable(Reason::NotStored, "too many bytes of requests in flight; send it again"),
         Failure::Panicked => RequestError::Internal(format!("internal error; the log has it under request id {id}")),
+        Failure::Unauthorized(why) => return (refused(401, "unauthorized", why, None), why.to_owned()),
+        Failure::NotVerified(why) => return (refused(401, "unauthorized", why, Some(false)), why.to_owned()),
+        Failure::Forbidden(why) => return (refused(403, "forbidden", &why, None), why),
+        Failure::NoSuch(what) => return said(404, "not found", &what),
         Failure::NotFound => return said(404, "not found", "no such path"),
         Failure::MethodNotAllowed => return said(405, "method not allowed", "the method is not allowed for this path"),
         Failure::Lines(refusal) => return lines(*refusal),
@@ -105,9 +122,9 @@ fn lines(refusal: Refusal) -> (Response, String) {
         error: &refusal.text,
         code: refusal.code,
         message: &refusal.text,
-        reason: None,
         line: refusal.details.first().map(|d| d.line),
         data: Some(data),
+        ..ErrorBody::default()
     };
     let mut response = json(refusal.status, &body);
     super::write::mark(&mut response, refusal.sequence, refusal.replayed);
@@ -115,10 +132,18 @@ fn lines(refusal: Refusal) -> (Response, String) {
 }
 
 fn shaped(status: u16, code: &str, message: &str, reason: Option<Reason>) -> Response {
-    let body = ErrorBody { error: message, code, message, reason: reason.map(Reason::word), line: None, data: None };
+    let body = ErrorBody { error: message, code, message, reason: reason.map(Reason::word), ..ErrorBody::default() };
     let mut response = json(status, &body);
     if let Some(reason) = reason {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(reason.retry_after()));
+    }
+    response
+}
+
+fn refused(status: u16, code: &str, message: &str, valid: Option<bool>) -> Response {
+    let mut response = json(status, &ErrorBody { error: message, code, message, success: Some(false), valid, ..ErrorBody::default() });
+    if status == 401 {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"arc\""));
     }
     response
 }
@@ -137,7 +162,9 @@ fn counted_as(failure: &Failure) -> Rejected {
         Failure::InFlight => Rejected::InFlight,
         Failure::Lines(refusal) if refusal.sequence.is_some() => Rejected::PartialWrite,
         Failure::Lines(_) => Rejected::Invalid,
-        Failure::NotFound => Rejected::NotFound,
+        Failure::Unauthorized(_) | Failure::NotVerified(_) => Rejected::Unauthorized,
+        Failure::Forbidden(_) => Rejected::Forbidden,
+        Failure::NotFound | Failure::NoSuch(_) => Rejected::NotFound,
         Failure::MethodNotAllowed => Rejected::MethodNotAllowed,
         Failure::Panicked => Rejected::Internal,
         Failure::Request(e) => match e {

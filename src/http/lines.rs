@@ -169,7 +169,7 @@ fn flag(query: &[(String, String)], name: &str, otherwise: bool) -> Result<bool,
 /// `POST /write`, `/api/v2/write`, `/api/v3/write_lp`, `/api/v1/write/line-protocol`
 pub(super) async fn write<B: Backend>(app: &App<B>, call: &mut Call, dialect: Dialect) -> Result<Response, Failure> {
     let query = ops::query(&call.head.uri)?;
-    let database = database(&call.head.headers, &call.head.uri, (dialect == Dialect::Arc).then_some("default"))?;
+    let database = database(call, (dialect == Dialect::Arc).then_some("default"))?;
     let precision = dialect.precision(parameter(&query, "precision"))?;
     let mut accept_partial = true;
     if dialect == Dialect::V3 {

@@ -11,9 +11,10 @@
 //!   body that comes too slowly: the connection closes without an answer, because agents drop data on a 408.
 //!
 //! The way of a request: `server` accepts and drives the connection under the watch of `conn`, `routes` picks the row
-//! of the table and runs its handler (`write`, `lines`, `ops`), `errors` shapes what went wrong.
+//! of the table, `auth` lets it pass or not, the row's handler runs (`write`, `lines`, `ops`, `tokens`), `errors` shapes what went wrong.
 
 mod admit;
+mod auth;
 mod conn;
 pub mod engine;
 mod errors;
@@ -21,6 +22,8 @@ pub mod lines;
 mod ops;
 mod routes;
 mod server;
+mod tls;
+mod tokens;
 mod write;
 
 #[cfg(test)]
@@ -36,13 +39,16 @@ use axum::http::HeaderValue;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::auth::Tokens;
 use crate::error::RequestError;
+use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::types::{Sequence, TimeUnit};
 
 pub use lines::{Dialect, LineOutcome, LineRequest};
 pub use routes::{ROUTES, RouteRow, Tier};
-pub use server::{Served, listen, serve, serve_stream};
+pub use server::{Served, listen, serve, serve_stream, serve_tls};
+pub use tls::{Tls, TlsError};
 
 /// Limits of the server; the configuration's `server.*` and `ingest.max_in_flight`.
 #[derive(Clone, Debug)]
@@ -193,19 +199,33 @@ pub struct App<B> {
     room: admit::Room,
     large_answers: ops::LargeAnswers,
     ids: RequestIds,
+    /// `None` without authentication.
+    tokens: Option<Arc<Tokens>>,
+    refused_tokens: LogLimit,
+    failed_handshakes: LogLimit,
+    accept_errors: LogLimit,
     started: Instant,
     draining: AtomicBool,
 }
 
 impl<B: Backend> App<B> {
-    /// A server that is not serving yet; see [`serve`].
+    /// A server that is not serving yet, without authentication; see [`serve`].
     pub fn new(backend: Arc<B>, metrics: Arc<Metrics>, settings: Settings) -> Arc<Self> {
+        Self::with_tokens(backend, metrics, settings, None)
+    }
+
+    /// A server that asks for the `tokens` on every route that is not open, if there are some.
+    pub fn with_tokens(backend: Arc<B>, metrics: Arc<Metrics>, settings: Settings, tokens: Option<Arc<Tokens>>) -> Arc<Self> {
         Arc::new(Self {
             backend,
             metrics,
             room: admit::Room::new(settings.max_in_flight),
             large_answers: ops::LargeAnswers::default(),
             ids: RequestIds::new(),
+            tokens,
+            refused_tokens: LogLimit::new(),
+            failed_handshakes: LogLimit::new(),
+            accept_errors: LogLimit::new(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             settings,

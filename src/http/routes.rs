@@ -17,18 +17,22 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 
 use super::admit::Inbound;
+use super::auth::{self, Grant};
 use super::conn::ConnState;
 use super::errors::{self, Failure};
 use super::lines::{self, Dialect};
+use super::tokens::{self, Deed};
 use super::{App, Backend, RequestId, ops, write};
 use crate::metrics::{Route, RouteStatus, StatusClass};
 
-/// Who may use a route.
+/// Who may use a route, where there is authentication.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tier {
     /// Anybody.
     Open,
+    /// Whoever may read, without a limit of databases.
     Read,
+    /// Whoever may write; the handler asks for the database.
     Write,
     Admin,
     /// The handler asks for what it needs.
@@ -49,6 +53,10 @@ pub(super) enum Action {
     Ready,
     Metrics,
     Status,
+    Verify,
+    Tokens,
+    CreateToken,
+    Token(Deed),
 }
 
 /// One row of the table of routes.
@@ -83,6 +91,14 @@ pub static ROUTES: &[RouteRow] = &[
     row(Method::GET, "/ready", Tier::Open, Action::Ready, Route::Ready),
     row(Method::GET, "/metrics", Tier::Open, Action::Metrics, Route::Metrics),
     row(Method::GET, "/api/v1/status", Tier::Read, Action::Status, Route::Status),
+    row(Method::GET, "/api/v1/auth/verify", Tier::Itself, Action::Verify, Route::AuthVerify),
+    row(Method::GET, "/api/v1/auth/tokens", Tier::Admin, Action::Tokens, Route::AuthTokens),
+    row(Method::POST, "/api/v1/auth/tokens", Tier::Admin, Action::CreateToken, Route::AuthTokens),
+    row(Method::GET, "/api/v1/auth/tokens/{id}", Tier::Admin, Action::Token(Deed::Show), Route::AuthTokens),
+    row(Method::PATCH, "/api/v1/auth/tokens/{id}", Tier::Admin, Action::Token(Deed::Update), Route::AuthTokens),
+    row(Method::DELETE, "/api/v1/auth/tokens/{id}", Tier::Admin, Action::Token(Deed::Delete), Route::AuthTokens),
+    row(Method::POST, "/api/v1/auth/tokens/{id}/rotate", Tier::Admin, Action::Token(Deed::Rotate), Route::AuthTokens),
+    row(Method::POST, "/api/v1/auth/tokens/{id}/revoke", Tier::Admin, Action::Token(Deed::Revoke), Route::AuthTokens),
 ];
 
 /// The router, built from [`ROUTES`] alone.
@@ -112,6 +128,7 @@ pub(super) struct Call {
     pub(super) head: Parts,
     pub(super) body: Inbound,
     pub(super) id: RequestId,
+    pub(super) grant: Grant,
 }
 
 /// The connection of a request, in its extensions.
@@ -125,10 +142,10 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) -> Response {
     let started = Instant::now();
     let (mut head, body) = request.into_parts();
-    let conn = head.extensions.remove::<OnConn>().map_or_else(|| ConnState::new(&app.settings), |c| c.0);
+    let conn = head.extensions.remove::<OnConn>().map_or_else(|| ConnState::new(&app.settings, None), |c| c.0);
     let id = app.ids.of(&head.headers);
     let body = Inbound::new(&head, body, conn);
-    let mut call = Call { head, body, id };
+    let mut call = Call { head, body, id, grant: Grant::Nothing };
 
     let label = match target {
         Target::Row(row) => row.label,
@@ -158,12 +175,13 @@ async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) 
 }
 
 async fn handle<B: Backend>(app: &App<B>, target: Target, call: &mut Call) -> Result<Response, Failure> {
-    let action = match target {
-        Target::Row(row) => row.action,
+    let row = match target {
+        Target::Row(row) => row,
         Target::NotFound => return Err(Failure::NotFound),
         Target::MethodNotAllowed => return Err(Failure::MethodNotAllowed),
     };
-    match action {
+    call.grant = auth::admit(app, row, call)?;
+    match row.action {
         Action::WriteMsgpack => write::msgpack(app, call).await,
         Action::WriteLines(dialect) => lines::write(app, call, dialect).await,
         Action::Ping => lines::ping(call),
@@ -175,6 +193,10 @@ async fn handle<B: Backend>(app: &App<B>, target: Target, call: &mut Call) -> Re
         Action::Health => Ok(ops::health(app)),
         Action::Ready => Ok(ops::ready(app)),
         Action::Metrics => ops::metrics(app).await,
+        Action::Verify => tokens::verify(app, row, call),
+        Action::Tokens => tokens::list(app),
+        Action::CreateToken => tokens::create(app, call).await,
+        Action::Token(deed) => tokens::one(app, call, deed).await,
     }
 }
 

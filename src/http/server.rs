@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::conn::{ConnState, Ended, Http, Part, Stream, Watched, drive};
 use super::routes::{ConnService, router};
+use super::tls::{Tls, handshake};
 use super::{App, Backend};
 use crate::metrics::{Metrics, Rejected};
 
@@ -73,11 +74,23 @@ fn protocol() -> Builder {
 /// have none.
 pub async fn serve_stream<B: Backend>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: &Arc<App<B>>) {
     let (_drain, drained) = watch::channel(false);
-    connection(stream, &protocol(), router(app), app, drained).await;
+    let state = ConnState::new(&app.settings, None);
+    let _open = Open::count(&app.metrics);
+    connection(stream, state, &protocol(), router(app), app, drained).await;
 }
 
 /// Serves `listener` until `shutdown` ends, then lets requests under way finish, for `shutdown_timeout` at most.
 pub async fn serve<B: Backend>(listener: TcpListener, app: Arc<App<B>>, shutdown: impl Future<Output = ()>) -> Served {
+    serve_tls(listener, app, None, shutdown).await
+}
+
+/// The same, encrypted if there is a certificate.
+pub async fn serve_tls<B: Backend>(
+    listener: TcpListener,
+    app: Arc<App<B>>,
+    tls: Option<Arc<Tls>>,
+    shutdown: impl Future<Output = ()>,
+) -> Served {
     let (router, http) = (router(&app), protocol());
     let slots = Arc::new(Semaphore::new(app.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let (drain, drained) = watch::channel(false);
@@ -87,7 +100,7 @@ pub async fn serve<B: Backend>(listener: TcpListener, app: Arc<App<B>>, shutdown
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     loop {
-        let next = next_connection(&listener, &slots, &app.metrics);
+        let next = next_connection(&listener, &slots, &app);
         let (socket, slot) = tokio::select! {
             biased;
             () = &mut shutdown => break,
@@ -100,12 +113,21 @@ pub async fn serve<B: Backend>(listener: TcpListener, app: Arc<App<B>>, shutdown
         while let Some(ended) = connections.try_join_next() {
             log_join(ended);
         }
-        let (http, router, app, drained) = (http.clone(), router.clone(), Arc::clone(&app), drained.clone());
+        let (http, router, app, tls, mut drained) = (http.clone(), router.clone(), Arc::clone(&app), tls.clone(), drained.clone());
         connections.spawn(async move {
             if let Err(error) = socket.set_nodelay(true) {
                 tracing::debug!(%error, "no TCP_NODELAY");
             }
-            connection(socket, &http, router, &app, drained).await;
+            let state = ConnState::new(&app.settings, socket.peer_addr().ok());
+            let _open = Open::count(&app.metrics);
+            match tls {
+                None => connection(socket, state, &http, router, &app, drained).await,
+                Some(tls) => {
+                    if let Some(stream) = handshake(&tls, socket, &state, &app, &mut drained).await {
+                        connection(stream, state, &http, router, &app, drained).await;
+                    }
+                }
+            }
             drop(slot);
         });
     }
@@ -139,7 +161,7 @@ fn log_join(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// A slot first, then a connection: what has no slot waits in the listener's backlog.
-async fn next_connection(listener: &TcpListener, slots: &Arc<Semaphore>, metrics: &Metrics) -> (TcpStream, OwnedSemaphorePermit) {
+async fn next_connection<B: Backend>(listener: &TcpListener, slots: &Arc<Semaphore>, app: &App<B>) -> (TcpStream, OwnedSemaphorePermit) {
     let slot = match Arc::clone(slots).acquire_owned().await {
         Ok(slot) => slot,
         Err(_closed) => std::future::pending().await,
@@ -148,9 +170,11 @@ async fn next_connection(listener: &TcpListener, slots: &Arc<Semaphore>, metrics
         match listener.accept().await {
             Ok((socket, _peer)) => return (socket, slot),
             Err(error) => {
-                metrics.http_accept_errors_total.increment(1);
+                app.metrics.http_accept_errors_total.increment(1);
                 if !of_one_connection(&error) {
-                    tracing::error!(%error, "cannot accept connections; trying again");
+                    if let Some(suppressed) = app.accept_errors.pass(app.started.elapsed()) {
+                        tracing::error!(%error, suppressed, "cannot accept connections; trying again");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -168,6 +192,13 @@ fn of_one_connection(error: &io::Error) -> bool {
 
 struct Open<'a>(&'a Metrics);
 
+impl<'a> Open<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.http_connections.increment(1.0);
+        Self(metrics)
+    }
+}
+
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.http_connections.decrement(1.0);
@@ -176,14 +207,12 @@ impl Drop for Open<'_> {
 
 async fn connection<B: Backend>(
     socket: impl Stream + Send + 'static,
+    state: Arc<ConnState>,
     http: &Builder,
     router: Router,
     app: &App<B>,
     drain: watch::Receiver<bool>,
 ) {
-    app.metrics.http_connections.increment(1.0);
-    let _open = Open(&app.metrics);
-    let state = ConnState::new(&app.settings);
     let service = ConnService { router, state: Arc::clone(&state) };
     let io = TokioIo::new(Watched { socket, state: Arc::clone(&state) });
     match drive(Http1(http.serve_connection(io, service)), &state, drain).await {

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::http::header::HeaderName;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 
 use super::errors::Failure;
@@ -21,7 +21,7 @@ const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-re
 
 /// `POST /api/v1/write/msgpack`
 pub(super) async fn msgpack<B: Backend>(app: &App<B>, call: &mut Call) -> Result<Response, Failure> {
-    let database = database(&call.head.headers, &call.head.uri, Some("default"))?;
+    let database = database(call, Some("default"))?;
     let time_unit = time_unit(&call.head.headers)?;
     let idempotency_key = idempotency_key(&call.head.headers)?;
     app.backend.before_body()?;
@@ -71,20 +71,23 @@ fn text<'a>(value: &'a HeaderValue, name: &HeaderName) -> Result<&'a str, Reques
     value.to_str().map_err(|_| invalid(format!("the header {name} is not ASCII text")))
 }
 
-/// The header, else `db`, else `bucket`, else `otherwise`.
-pub(super) fn database(headers: &HeaderMap, uri: &Uri, otherwise: Option<&str>) -> Result<String, RequestError> {
-    let name = match single(headers, &X_ARC_DATABASE)? {
+/// The header, else `db`, else `bucket`, else `otherwise`; only one that the request's token may touch.
+pub(super) fn database(call: &Call, otherwise: Option<&str>) -> Result<String, Failure> {
+    let name = match single(&call.head.headers, &X_ARC_DATABASE)? {
         Some(value) => text(value, &X_ARC_DATABASE)?.to_owned(),
         None => {
-            let mut query = ops::query(uri)?;
+            let mut query = ops::query(&call.head.uri)?;
             let mut take = |key: &str| query.iter().position(|(k, _)| k == key).map(|at| query.swap_remove(at).1);
             match take("db").or_else(|| take("bucket")).or_else(|| otherwise.map(str::to_owned)) {
                 Some(name) => name,
-                None => return Err(invalid("no database is named: expected the header x-arc-database or the parameter db (v2: bucket)")),
+                None => {
+                    return Err(invalid("no database is named: expected the header x-arc-database or the parameter db (v2: bucket)").into());
+                }
             }
         }
     };
     check_database_name(&name)?;
+    call.grant.database(&name)?;
     Ok(name)
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod accepted;
+mod access;
 mod bad_inputs;
 mod core;
 mod corpus;

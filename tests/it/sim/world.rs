@@ -915,7 +915,7 @@ impl World {
                 s3.land(0);
             }
             // The next start sweeps.
-            let ended = self.boot(Boot { steps: 10, load: 0, drain: true })?;
+            let ended = self.boot(Boot { steps: 10, load: 0, drain: true, elsewhere: false })?;
             if ended != Ended::Done || !s3.uploads().is_empty() {
                 return Err(format!("after a last life ({ended:?}) there are uploads: {:?}", s3.uploads()));
             }

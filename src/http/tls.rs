@@ -1,0 +1,153 @@
+//! TLS: the certificate in force, and handshakes within the limits of a connection.
+//!
+//! A handshake has the time of the first head: both together may take `header_timeout` from the accept on, and the connection keeps its one
+//! slot all the while, so that slow handshakes cost no more than slow heads.
+//!
+//! A client that speaks no TLS gets no answer: a 400 would make some agents drop their data for ever, because of a setting.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout_at;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::conn::ConnState;
+use super::{App, Backend};
+use crate::metrics::Rejected;
+
+/// Largest file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why a certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{key} {}: cannot be read: {source}", path.display())]
+    Unreadable {
+        key: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{key} {}: expected {expected}, found {found}", path.display())]
+    Bad { key: &'static str, path: PathBuf, expected: &'static str, found: String },
+    #[error("server.tls_cert_file {} and server.tls_key_file {}: expected a certificate and its own key: {found}", cert.display(), key.display())]
+    NoPair { cert: PathBuf, key: PathBuf, found: String },
+}
+
+/// The certificate in force. Connections that are open keep the one they began with.
+pub struct Tls {
+    cert: PathBuf,
+    key: PathBuf,
+    config: ArcSwap<ServerConfig>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("cert", &self.cert).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads a chain of certificates and its key, both PEM.
+    ///
+    /// # Errors
+    /// [`TlsError`], naming the file.
+    pub fn open(cert: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
+        let config = ArcSwap::from(load(cert, key)?);
+        Ok(Arc::new(Self { cert: cert.to_path_buf(), key: key.to_path_buf(), config }))
+    }
+
+    /// Reads the files again, for the connections to come.
+    ///
+    /// # Errors
+    /// [`TlsError`]; the certificate stays as it was.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.config.store(load(&self.cert, &self.key)?);
+        Ok(())
+    }
+}
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let unreadable = |source| TlsError::Unreadable { key, path: path.to_path_buf(), source };
+    let meta = std::fs::metadata(path).map_err(unreadable)?;
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        let found = if meta.is_file() { format!("{} bytes", meta.len()) } else { "a directory, a pipe or a device".to_owned() };
+        return Err(TlsError::Bad { key, path: path.to_path_buf(), expected: "a PEM file of at most 1 MiB", found });
+    }
+    std::fs::read(path).map_err(unreadable)
+}
+
+fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+    let name = "server.tls_cert_file";
+    let bad = |found: String| TlsError::Bad { key: name, path: cert.to_path_buf(), expected: "PEM with BEGIN CERTIFICATE", found };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(name, cert)?).collect();
+    let chain = chain.map_err(|e| bad(e.to_string()))?;
+    if chain.is_empty() {
+        return Err(bad("no certificate in it".to_owned()));
+    }
+    let name = "server.tls_key_file";
+    let private = PrivateKeyDer::from_pem_slice(&read(name, key)?).map_err(|e| TlsError::Bad {
+        key: name,
+        path: key.to_path_buf(),
+        expected: "PEM with BEGIN PRIVATE KEY, not encrypted",
+        found: e.to_string(),
+    })?;
+    let no_pair = |e: rustls::Error| TlsError::NoPair { cert: cert.to_path_buf(), key: key.to_path_buf(), found: e.to_string() };
+    // Named here: what the process has as its default is for others to choose.
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(no_pair)?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(no_pair)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// The encrypted side of a connection; `None` if it did not come to that.
+pub(super) async fn handshake<B: Backend>(
+    tls: &Tls,
+    socket: TcpStream,
+    state: &ConnState,
+    app: &App<B>,
+    drain: &mut watch::Receiver<bool>,
+) -> Option<TlsStream<TcpStream>> {
+    let accept = TlsAcceptor::from(tls.config.load_full()).accept(socket);
+    let done = tokio::select! {
+        biased;
+        done = timeout_at(state.head_due(), accept) => done,
+        // Nothing has been asked yet.
+        _ = drain.wait_for(|drain| *drain) => return None,
+    };
+    let why = match done {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => reason(&error),
+        Err(_elapsed) => "it did not end within server.header_timeout".to_owned(),
+    };
+    app.metrics.reject(Rejected::Handshake);
+    if let Some(suppressed) = app.failed_handshakes.pass(app.started.elapsed()) {
+        let peer = state.peer().map(|p| p.to_string());
+        tracing::warn!(peer, suppressed, "a TLS handshake failed: {why}");
+    }
+    None
+}
+
+fn reason(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            "the client does not speak TLS: is its URL https://?".to_owned()
+        }
+        Some(other) => other.to_string(),
+        None => error.to_string(),
+    }
+}
