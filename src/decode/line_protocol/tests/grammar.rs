@@ -105,7 +105,7 @@ fn what_is_not_a_line() {
 fn times_in_every_precision() {
     use Precision::*;
     for (precision, stamp, want) in [
-        (Nanos, "1999", 1),
+        (Nanos, "1999", 1i64),
         (Nanos, "-1", -1),
         (Nanos, "9223372036854775807", 9_223_372_036_854_775),
         (Nanos, "-9223372036854775808", -9_223_372_036_854_776),
