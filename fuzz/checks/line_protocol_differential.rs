@@ -25,6 +25,8 @@ const STRICTER: &[&str] = &[
     "found '=' (write",
     "missing tag value: expected text after",
     "missing tag key: expected a name after ','",
+    // A comma behind the last field.
+    "missing field key: expected a name, found",
 ];
 
 /// What a comparison came to.

@@ -1,8 +1,8 @@
 //! Line protocol: `measurement,tag=value field=value,field=value timestamp`, a row a line.
 //!
 //! One pass over the bytes. `scan` reads the elements, `lines` turns a line into cells, `rows` holds the columns under construction. A line
-//! whose keys stand as in an earlier line of its table is recognised by comparing bytes, and its values go straight to their columns; every
-//! other line takes the long way, which is the authority: every verdict and every message is its own.
+//! whose keys stand as in an earlier line of its table is recognised by comparing bytes (`short`), and its values go straight to their columns;
+//! every other line takes the long way, which is the authority: every verdict and every message is its own.
 //!
 //! INVARIANT(no-trace): a line that is refused adds no row, no value, no column, no table and no type, so that the lines around it come to
 //! the same as without it.
@@ -15,6 +15,7 @@ mod lines;
 mod report;
 mod rows;
 mod scan;
+mod short;
 
 #[cfg(test)]
 mod tests;

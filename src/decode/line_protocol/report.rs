@@ -31,7 +31,7 @@ pub struct Report {
     pub conflicts: u64,
     /// The first of the refused lines, in order.
     pub details: Vec<LineError>,
-    text: usize,
+    pub(super) text: usize,
 }
 
 impl Report {

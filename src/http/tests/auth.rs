@@ -42,8 +42,8 @@ impl Guarded {
     fn request(&self, row: &RouteRow, auth: &str) -> Vec<u8> {
         let (victim, _) = self.make(&[Permission::Read], None, None);
         let body = match row.action {
-            routes::Action::CreateToken => format!("{{\"name\":\"made-{victim}\"}}"),
-            routes::Action::Token(tokens::Deed::Update) => "{\"description\":\"x\"}".to_owned(),
+            crate::http::routes::Action::CreateToken => format!("{{\"name\":\"made-{victim}\"}}"),
+            crate::http::routes::Action::Token(tokens::Deed::Update) => "{\"description\":\"x\"}".to_owned(),
             _ if row.tier == Tier::Write => "m f=1".to_owned(),
             _ => String::new(),
         };

@@ -558,7 +558,11 @@ impl World {
             }
         }
         for r in self.model.requests.iter().filter(|r| matches!(r.fate, Fate::Acked(_)) && !r.rotten) {
-            for row in &r.rows {
+            let stored = |i: &usize| match &r.lines {
+                None => true,
+                Some(l) => l.dropped.as_ref().is_some_and(|d| !d.contains(i)),
+            };
+            for row in (0..r.rows.len()).filter(stored).map(|i| &r.rows[i]) {
                 for (c, v) in &row.cells {
                     let Some(ty) = columns.get(&(row.table.clone(), c.clone())) else {
                         return Err(format!("column {c} of {} was acknowledged and is not in the catalog", row.table));
