@@ -133,8 +133,14 @@ def finish(r, name, place, servers, memory, args, extra="", logs=(), kills=0):
         status = server.get_json("/api/v1/status")[1]
         left_bytes += status["backlog"]["bytes"]
         quarantined += status["quarantine"]["records"]
-    # Uploads that kills left behind are found by a start.
-    left = place.left_over()
+    # Uploads whose beginning nobody heard of are found by a start.
+    left = place.left_over(10)
+    swept = len(left)
+    if left:
+        for server in servers:
+            codes.append(server.stop())
+            server.start().wait_ready()
+        left = place.left_over()
     most = max(m.end() for m in memory)
     for server in servers:
         codes.append(server.stop())
@@ -154,7 +160,7 @@ def finish(r, name, place, servers, memory, args, extra="", logs=(), kills=0):
     judge(r, name, place.ledger, lake, extra)
     r.check(
         clean and not bad and not odd and not left and left_bytes == 0 and quarantined == 0 and set(codes) == {0} and most < args.most_mib and len(probes) <= kills, name + "/bucket",
-        f"{objects} objects, {good} whole .parquet, {len(bad)} partial {bad[:3]}, {len(odd)} others {odd[:3]}, {len(left)} unfinished uploads {left[:3]}, "
+        f"{objects} objects, {good} whole .parquet, {len(bad)} partial {bad[:3]}, {len(odd)} others {odd[:3]}, {len(left)} unfinished uploads {left[:3]} ({swept} before another start), "
         f"{len(probes)} probes left; arc wal verify --lake: {'; '.join(told)}; RssAnon at most {most} of {args.most_mib} MiB",
     )
     shutil.rmtree(lake, ignore_errors=True)

@@ -276,10 +276,17 @@ class GcsStandIn(Moto):
     name = "gcs_stand_in"
     kind = "gcs"
 
+    def __init__(self, base):
+        super().__init__(base)
+        # Without a key file that says so, object_store asks the metadata server of the machine before every put, even to a plain address.
+        self.key_file = os.path.join(base, "no-account.json")
+        with open(self.key_file, "w") as f:
+            json.dump({"private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": True}, f)
+
     def settings(self, bucket, port=None, prefix=""):
         if port is None:
             raise Problem("the stand-in for GCS needs the proxy in front of it")
-        out = {"storage.backend": "gcs", "storage.gcs_bucket": bucket, "storage.gcs_endpoint": f"http://127.0.0.1:{port}"}
+        out = {"storage.backend": "gcs", "storage.gcs_bucket": bucket, "storage.gcs_endpoint": f"http://127.0.0.1:{port}", "storage.gcs_service_account_file": self.key_file}
         if prefix:
             out["storage.gcs_prefix"] = prefix
         return out
