@@ -318,6 +318,7 @@ class Program:
 
     def __init__(self, d, kind, parameters, ca):
         self.acked, self.again, self.lost, self.checks, self.stored, self.ended = 0, [], [], [], None, False
+        self.phase = "start"
         if kind.packages is None:
             command, parameters = ["node"], {**parameters, "modules": node_modules() + "/"}
         else:
@@ -348,6 +349,7 @@ class Program:
             elif ev == "stored":
                 self.stored = x["ids"]
             else:
+                x["phase"] = self.phase
                 {"again": self.again, "lost": self.lost, "check": self.checks}[ev].append(x)
 
     def alive(self):
@@ -424,6 +426,8 @@ def load(r, args, name, certs):
         """Down for a second; the clients meet refused connections, then a server that may not be ready yet."""
         down = time.monotonic()
         code = how()
+        # What the server answered last must get through the switch.
+        time.sleep(0.3)
         switch.refuse()
         time.sleep(1)
         server.start(**settings)
@@ -445,22 +449,27 @@ def load(r, args, name, certs):
         server.kill()
 
     reach(0.08)
+    program.phase = "SIGTERM"
     code, took = restart(server.stop)
     told.append(f"SIGTERM (exit {code}, away {took:.1f} s)")
     reach(0.22)
+    program.phase = "SIGKILL"
     _, took = restart(half_then_kill)
     told.append(f"SIGKILL in a request (away {took:.1f} s)")
     reach(0.36)
+    program.phase = "lost answer"
     switch.set("cut_answer")
     wait_for("an answer to lose", 60, lambda: switch.cuts["answer"] == 1)
     told.append("1 answer lost")
     reach(0.5)
+    program.phase = "balancer"
     switch.set("spell")
     time.sleep(args.spell)
     wait_for("a 503 of the balancer", 60, lambda: busy.answers > 0)
     switch.set("carry")
     told.append(f"{args.spell:.0f} s of a balancer's 503 ({busy.answers} answers)")
     reach(0.65)
+    program.phase = "full log"
     # The rows of about a twelfth of the load fill this log.
     limit = max(96 << 10, args.rows * 6)
     restart(server.stop, compaction__paused="true", compaction__trigger_size=limit // 8, wal__segment_size=limit // 16, wal__max_size=limit, wal__reserve=limit // 4, ingest__max_record_size=limit // 2)
@@ -468,6 +477,7 @@ def load(r, args, name, certs):
     wait_for("the log to be full", 90 + args.seconds, lambda: server.ready()[1].get("reason") == "backlog" and program.count("refused") > before)
     time.sleep(args.spell)
     full = program.count("refused") - before
+    program.phase = "second SIGTERM"
     code, took = restart(server.stop)
     told.append(f"{args.spell:.0f} s of the server's own 503 with a full log ({full} answers noted), SIGTERM (exit {code}, away {took:.1f} s)")
     program.wait(240 + args.seconds)
@@ -479,20 +489,32 @@ def load(r, args, name, certs):
     unexplained = outside(found["doubled"], unclear)
     twice = found["rows"] - found["distinct"]
     lost = sum(spans(x["ids"]) for x in program.lost)
-    why = collections.Counter(a["why"].split(":")[0] for a in program.again if a["kind"] == "unclear")
+    by_phase = {}
+    for a in program.again:
+        if a["kind"] == "unclear":
+            by_phase.setdefault(a["phase"], []).extend(a["ids"])
+    # A batch may have gone unanswered more than once: what was meant to lose an answer is taken for the reason first.
+    doubled_by, left = {}, found["doubled"]
+    for phase in sorted(by_phase, key=lambda p: (p != "lost answer", p != "SIGKILL")):
+        rest = outside(left, by_phase[phase])
+        if rest != [i for x, y in left for i in range(x, y + 1)]:
+            doubled_by[phase] = spans(left) - len(rest)
+        left = [[i, i] for i in rest]
+    # Who is stopped in good order answers what it has taken; and what is refused is not stored.
+    orderly = not set(doubled_by) - {"SIGKILL", "lost answer"}
     good = (
         program.acked == args.rows and not lost and not found["missing"] and not found["foreign"] and not found["different"] and not unexplained
-        and found["types"] == WANTED_TYPES and found["duckdb"] == [found["rows"], found["distinct"]] and twice > 0 and code == 0
+        and found["types"] == WANTED_TYPES and found["duckdb"] == [found["rows"], found["distinct"]] and twice > 0 and code == 0 and orderly
     )
     text = (
-        f"{kind.title}: sent {args.rows}, acked {program.acked}, distinct {found['distinct']}, total {found['rows']}, doubled {twice} "
-        f"(of {spans(unclear)} rows sent again without an answer: {dict(why)}); resent after 503 {program.count('refused')}, unreached {program.count('unreached')}, unclear {program.count('unclear')}; "
+        f"{kind.title}: sent {args.rows}, acked {program.acked}, distinct {found['distinct']}, total {found['rows']}, doubled {twice} {doubled_by} "
+        f"of {spans(unclear)} rows sent again without an answer; batches sent again: after 503 {program.count('refused')}, unreached {program.count('unreached')}, unclear {program.count('unclear')}; "
         f"{', '.join(told)}; {found['files']} files, {took:.0f} s"
     )
     for what, bad in (
         ("given up", program.lost[:2]), ("missing", found["missing"][:5]), ("foreign", found["foreign"]), ("different", found["different"]),
         ("doubled without reason", unexplained[:10]), ("duckdb", found["duckdb"] if found["duckdb"] != [found["rows"], found["distinct"]] else None),
-        ("types", found["types"] if found["types"] != WANTED_TYPES else None), ("exit code", code),
+        ("types", found["types"] if found["types"] != WANTED_TYPES else None), ("exit code", code), ("doubled by an orderly stop or a refusal", None if orderly else doubled_by),
         ("the lost answer doubled nothing", not twice),
     ):
         if bad:

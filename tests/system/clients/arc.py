@@ -6,6 +6,7 @@ The certificate is found by SSL_CERT_FILE.
 from arc_client import ArcClient
 from arc_client.exceptions import ArcAuthenticationError, ArcConnectionError, ArcIngestionError, ArcServerError
 
+import rows
 from rows import P, Pace, check, kind_of, refuses, row, say, until_written
 
 
@@ -52,7 +53,6 @@ def buffered(c, first, last):
 
 
 def load():
-    import rows
     from arc_client.ingestion.line_protocol import format_lines
 
     rows.kind_of = kind

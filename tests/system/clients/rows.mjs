@@ -47,6 +47,7 @@ export const idsOf = (lines) => ranges([...lines.join('\n').matchAll(/[ ,]id=(\d
 export function kindOf(error) {
   if (error.code === 'ECONNREFUSED' || error.message?.includes('ECONNREFUSED')) return 'unreached'
   if (error.message === 'No host available') return 'unreached'
+  if (error.message === 'Service Unavailable') return 'refused'
   if (error.statusCode || error.res) return String(error.body ?? error.message).includes('unknown_outcome') ? 'unclear' : 'refused'
   return 'unclear'
 }

@@ -8,9 +8,15 @@ import requests
 from influxdb import InfluxDBClient
 from influxdb.exceptions import InfluxDBClientError, InfluxDBServerError
 
+import rows
 from rows import P, Pace, check, kind_of, refuses, row, say, until_written
 
 current = []
+
+
+def kind(e):
+    """An answer of the server is refusal; the session has told of the rest already."""
+    return "refused" if isinstance(e, InfluxDBServerError) and "unknown_outcome" not in str(e) else kind_of(e)
 
 
 class Noting(requests.Session):
@@ -34,6 +40,7 @@ def point(i):
 
 
 def load():
+    rows.kind_of = kind
     pace = Pace(P["rate"])
     with client(session=Noting(), retries=20) as c:
         for first in range(0, P["rows"], P["batch"]):
