@@ -143,7 +143,7 @@ def arc_tables(lake, database):
     out, columns = {}, {}
     for path in glob.glob(os.path.join(glob.escape(os.path.join(lake, database)), "**", "*.parquet"), recursive=True):
         f = pq.ParquetFile(path)
-        table = f.schema_arrow.metadata[b"arc.table"].decode()
+        table = f.metadata.metadata[b"arc.table"].decode()
         data = f.read()
         names = data.schema.names
         columns.setdefault(table, set()).add(tuple(names))
