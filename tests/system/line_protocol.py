@@ -143,7 +143,7 @@ def arc_tables(lake, database):
     out, columns = {}, {}
     for path in glob.glob(os.path.join(glob.escape(os.path.join(lake, database)), "**", "*.parquet"), recursive=True):
         f = pq.ParquetFile(path)
-        table = f.schema_arrow.metadata[b"arc.table"].decode()
+        table = f.metadata.metadata[b"arc.table"].decode()
         data = f.read()
         names = data.schema.names
         columns.setdefault(table, set()).add(tuple(names))
@@ -173,6 +173,8 @@ def arc_difference(lake, database, rows, since, until):
     for table, orders in layouts.items():
         tags = sorted({k for r in rows if r[0] == table for k in r[1]}, key=str.encode)
         fields = sorted({k for r in rows if r[0] == table for k in r[2]}, key=str.encode)
+        if set(tags) & set(fields):
+            continue  # A string field in a tag's column: what came first decides.
         for order in orders:
             wanted = ["time", *[k for k in tags if k in order], *[k for k in fields if k in order]]
             if list(order) != wanted:
@@ -397,7 +399,7 @@ def record(crate_file):
                 lost += 1
                 note(f"no rule: {c.id} {c.body[:200]!r}: influxd {got} {error!r}, arc {out['arc']}")
         by_crate = crate.get(c.id) if crate is not None else (old or {}).get("crate")
-        if by_crate is not None:
+        if by_crate is not None and by_crate != out["arc"]:
             out["crate"] = by_crate
             rules = sorted(notes & (CRATE_RULES | SHARED_RULES))
             if rules:

@@ -87,6 +87,8 @@ class Parser:
                     at += 2
                     continue
                 if c == 34:
+                    if b[at + 1 : at + 2] not in (b"", b",", b" ", b"\n") and b[at + 1 : at + 3] not in (b"\r", b"\r\n"):
+                        break
                     quoted = False
             elif c == 10:
                 return at
@@ -260,16 +262,18 @@ class Parser:
         if table in (".", "..") or len(name) > 128 or len(escaped_table(table)) > 200:
             self.notes.add("name-limits")
             raise Bad("measurement cannot be a table")
-        tag_values = {}
-        for k, v in tags:
-            k = self.column(k)
+        tag_values, raw_of = {}, {}
+        for raw, v in tags:
+            k = self.column(raw)
             if k in tag_values:
                 self.notes.add("duplicate-tag")
                 raise Bad("tag twice")
             tag_values[k] = self.text(v)
         field_values = {}
-        for k, (kind, v) in fields:
-            k = self.column(k)
+        for raw, (kind, v) in fields:
+            k = self.column(raw)
+            if raw_of.setdefault(k, raw) != raw:
+                raise Bad("two names that become one")
             if kind == "s":
                 v = self.text(v)
             if k in field_values and field_values[k][0] != kind:
@@ -289,12 +293,13 @@ class Parser:
         types = self.types.setdefault(table, {})
         folded = self.columns.setdefault(table, {})
         new = {}
-        for k, kind in [*((k, "tag") for k in tag_values), *((k, kind) for k, (kind, _) in field_values.items())]:
+        for k, kind in [*((k, "s") for k in tag_values), *((k, kind) for k, (kind, _) in field_values.items())]:
             if folded.get(k.lower(), k) != k:
                 self.notes.add("case")
                 raise Bad("a column differs by case")
             had = types.get(k)
             if had is None or had == kind:
+                # A tag is a column of strings: a string field of its name in another line goes there too.
                 new[k] = kind
                 continue
             self.notes.add("conflict")
