@@ -11,6 +11,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::ready;
@@ -94,6 +95,14 @@ fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(unreadable)
 }
 
+/// Groups for keys are usual, so only what everybody may read, or others may write, is spoken of.
+fn warn_if_exposed(key: &Path) {
+    let mode = std::fs::metadata(key).map_or(0, |m| m.mode() & 0o7777);
+    if mode & 0o026 != 0 {
+        tracing::warn!("server.tls_key_file {0}: mode {mode:04o}, expected 0600 or 0640; `chmod 600 {0}` mends it", key.display());
+    }
+}
+
 fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let name = "server.tls_cert_file";
     let bad = |found: String| TlsError::Bad { key: name, path: cert.to_path_buf(), expected: "PEM with BEGIN CERTIFICATE", found };
@@ -103,6 +112,7 @@ fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         return Err(bad("no certificate in it".to_owned()));
     }
     let name = "server.tls_key_file";
+    warn_if_exposed(key);
     let private = PrivateKeyDer::from_pem_slice(&read(name, key)?).map_err(|e| TlsError::Bad {
         key: name,
         path: key.to_path_buf(),
