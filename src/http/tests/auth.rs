@@ -165,6 +165,15 @@ async fn the_token_comes_in_any_of_five_ways_and_before_the_body() {
         );
         assert_eq!(g.server.once(&request).await.status, status);
     }
+    // The one open route that reads a body reads a small one.
+    let large = "POST /query HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n";
+    g.server.once(large).await.assert_error(413, "request too large", None);
+    let mut client = g.server.client().await;
+    client.send("POST /query HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    for _ in 0..8 {
+        client.send(format!("4000\r\n{}\r\n", "x".repeat(0x4000))).await;
+    }
+    client.answer(false).await.unwrap().assert_error(413, "request too large", None);
     assert_eq!(g.server.backend.seen.lock().unwrap().len(), ways.len());
     assert!(g.server.metric("arc_http_rejected_total{reason=\"unauthorized\"} 2"));
     assert!(g.server.metric("arc_http_rejected_total{reason=\"forbidden\"} 6"));
