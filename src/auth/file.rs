@@ -215,7 +215,13 @@ fn replace(path: &Path, dir: &Path, temporary: &Path, contents: &Contents) -> Re
     })();
     written.map_err(|e| io_error(path, "its temporary file cannot be written", e))?;
     std::fs::rename(temporary, path).map_err(|e| io_error(path, "cannot be replaced", e))?;
-    OsVfs.sync_dir(dir).map_err(|e| io_error(path, "its directory cannot be synced", e))?;
+    OsVfs.sync_dir(dir).map_err(|e| {
+        io_error(
+            path,
+            "its directory cannot be synced, so the change may hold or not (`arc token list` tells; after a rotation, rotate again)",
+            e,
+        )
+    })?;
     // By the open file: what has the name may be another's by now.
     let meta = file.metadata().map_err(|e| io_error(path, "cannot be looked at", e))?;
     Ok(Stamp::of(&meta))

@@ -14,6 +14,9 @@ use super::{
 };
 use crate::clock::SharedClock;
 
+/// How long an admin token has to live yet so that it counts as one that is left.
+const ADMIN_LEFT_US: i64 = 3_600_000_000;
+
 /// Why a token that was presented is none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Denied {
@@ -181,11 +184,13 @@ impl Tokens {
         let lock = file::lock(&self.path)?;
         let mut contents = self.read(&stamp)?.0;
         let now = self.clock.wall_us();
-        let had_admin = has_admin(contents.tokens.iter(), now);
+        // An admin that is about to expire is as good as none.
+        let soon = now.saturating_add(ADMIN_LEFT_US);
+        let had_admin = has_admin(contents.tokens.iter(), soon);
         let out = change(&mut contents, now)?;
-        if self.keep_admin && had_admin && !has_admin(contents.tokens.iter(), now) {
+        if self.keep_admin && had_admin && !has_admin(contents.tokens.iter(), soon) {
             return Err(AuthError::Refused(
-                "this would leave no live admin token; create another one first, or use `arc token` on the server's machine".to_owned(),
+                "this would leave no admin token that lives for an hour more; create another one first, or use `arc token` on the server's machine".to_owned(),
             ));
         }
         *stamp = file::write(&self.path, &contents, &lock)?;

@@ -171,8 +171,12 @@ fn tokens_expire_are_rotated_revoked_and_deleted() {
     assert_eq!(tokens.create(new("a", &[Permission::Read])).unwrap().0.id, 3, "ids are not used again");
 
     for refused in [tokens.delete(1), tokens.revoke(1).map(|_| ())] {
-        assert!(refused.unwrap_err().to_string().contains("no live admin token"));
+        assert!(refused.unwrap_err().to_string().contains("no admin token that lives"));
     }
+    let brief = Change { lifetime_us: Some(1_000), ..Change::default() };
+    assert!(tokens.update(1, brief).unwrap_err().to_string().contains("no admin token that lives"));
+    let fewer = Change { permissions: Some(vec![Permission::Read]), ..Change::default() };
+    assert!(tokens.update(1, fewer).unwrap_err().to_string().contains("no admin token that lives"));
     assert_eq!(check(&tokens, &admin), Ok(1));
     place.open(false).revoke(1).unwrap();
     assert!(tokens.refresh().unwrap());

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::conn::{ConnState, DISCARD_LIMIT, DISCARD_TIME};
 use super::errors::Failure;
-use super::{App, Backend};
+use super::{App, Backend, Settings};
 use crate::error::RequestError;
 use crate::metrics::{Metrics, Rejected};
 
@@ -165,10 +165,15 @@ impl Inbound {
 
     /// Reads the whole body, within the limits.
     pub(super) async fn read<B: Backend>(&mut self, app: &App<B>) -> Result<(Bytes, Share), Failure> {
-        let max = app.settings.max_payload_size;
+        self.read_up_to(app, app.settings.max_payload_size).await
+    }
+
+    /// The same with a limit of its own, for bodies that are never large.
+    pub(super) async fn read_up_to<B: Backend>(&mut self, app: &App<B>, limit: usize) -> Result<(Bytes, Share), Failure> {
+        let max = limit.min(app.settings.max_payload_size);
         let declared = self.declared().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         if declared.is_some_and(|n| n > max) {
-            return Err(too_large(max));
+            return Err(too_large(max, &app.settings));
         }
         let mut share = Share::none(declared, &app.metrics);
         if declared == Some(0) {
@@ -188,7 +193,7 @@ impl Inbound {
         while let Some(piece) = self.piece(&app.metrics).await? {
             let total = first.len().max(rest.len()).saturating_add(piece.len());
             if total > max {
-                return Err(too_large(max));
+                return Err(too_large(max, &app.settings));
             }
             if first.is_empty() && rest.is_empty() {
                 share.grow(app, total).await?;
@@ -264,8 +269,9 @@ impl Inbound {
     }
 }
 
-fn too_large(max: usize) -> Failure {
-    RequestError::TooLarge(format!("the body is over server.max_payload_size ({max} bytes); send less in one request")).into()
+fn too_large(max: usize, settings: &Settings) -> Failure {
+    let over = if max == settings.max_payload_size { format!("server.max_payload_size ({max} bytes)") } else { format!("{max} bytes") };
+    RequestError::TooLarge(format!("the body is over {over}; send less in one request")).into()
 }
 
 /// Tells a body that breaks the rules of chunked encoding from a connection that broke.

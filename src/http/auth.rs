@@ -80,6 +80,9 @@ pub(super) fn identify<B: Backend>(app: &App<B>, row: &RouteRow, call: &Call) ->
             "a token is needed: Authorization: Bearer or Token, the password of Basic, x-api-key, or the parameter p",
         ));
     };
+    if text.is_empty() {
+        return Err(Failure::Unauthorized("the credentials of Basic cannot be read: expected base64 of USER:TOKEN"));
+    }
     tokens.check(&text).map(Some).map_err(|denied| {
         if let Some(suppressed) = app.refused_tokens.pass(app.started.elapsed()) {
             let peer = call.body.peer().map(|p| p.to_string());

@@ -232,10 +232,8 @@ pub(super) async fn query<B: Backend>(app: &App<B>, call: &mut Call) -> Result<R
     let statement = match parameter(&query, "q") {
         Some(q) => q.to_owned(),
         None => {
-            let (body, share) = call.body.read(app).await?;
-            if body.len() > MAX_STATEMENT {
-                return Err(invalid(format!("the statement is longer than {MAX_STATEMENT} bytes")).into());
-            }
+            // This route is open to all.
+            let (body, share) = call.body.read_up_to(app, MAX_STATEMENT).await?;
             let form = form(&body)?;
             drop(share);
             match parameter(&form, "q") {

@@ -3,19 +3,25 @@
 //! A handshake has the time of the first head: both together may take `header_timeout` from the accept on, and the connection keeps its one
 //! slot all the while, so that slow handshakes cost no more than slow heads.
 //!
+//! The keys of a handshake are a millisecond's work that anybody can ask for. Only half of the cores work on them at a time, so that those who
+//! are connected go on beside a flood.
+//!
 //! A client that speaks no TLS gets no answer: a 400 would make some agents drop their data for ever, because of a setting.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::ready;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -48,6 +54,7 @@ pub struct Tls {
     cert: PathBuf,
     key: PathBuf,
     config: ArcSwap<ServerConfig>,
+    turns: Semaphore,
 }
 
 impl fmt::Debug for Tls {
@@ -63,7 +70,9 @@ impl Tls {
     /// [`TlsError`], naming the file.
     pub fn open(cert: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
         let config = ArcSwap::from(load(cert, key)?);
-        Ok(Arc::new(Self { cert: cert.to_path_buf(), key: key.to_path_buf(), config }))
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let turns = Semaphore::new((cores / 2).max(1));
+        Ok(Arc::new(Self { cert: cert.to_path_buf(), key: key.to_path_buf(), config, turns }))
     }
 
     /// Reads the files again, for the connections to come.
@@ -86,6 +95,14 @@ fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(unreadable)
 }
 
+/// Groups for keys are usual, so only what everybody may read, or others may write, is spoken of.
+fn warn_if_exposed(key: &Path) {
+    let mode = std::fs::metadata(key).map_or(0, |m| m.mode() & 0o7777);
+    if mode & 0o026 != 0 {
+        tracing::warn!("server.tls_key_file {0}: mode {mode:04o}, expected 0600 or 0640; `chmod 600 {0}` mends it", key.display());
+    }
+}
+
 fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let name = "server.tls_cert_file";
     let bad = |found: String| TlsError::Bad { key: name, path: cert.to_path_buf(), expected: "PEM with BEGIN CERTIFICATE", found };
@@ -95,6 +112,7 @@ fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         return Err(bad("no certificate in it".to_owned()));
     }
     let name = "server.tls_key_file";
+    warn_if_exposed(key);
     let private = PrivateKeyDer::from_pem_slice(&read(name, key)?).map_err(|e| TlsError::Bad {
         key: name,
         path: key.to_path_buf(),
@@ -121,7 +139,7 @@ pub(super) async fn handshake<B: Backend>(
     app: &App<B>,
     drain: &mut watch::Receiver<bool>,
 ) -> Option<TlsStream<TcpStream>> {
-    let accept = TlsAcceptor::from(tls.config.load_full()).accept(socket);
+    let accept = in_turns(&tls.turns, TlsAcceptor::from(tls.config.load_full()).accept(socket));
     let done = tokio::select! {
         biased;
         done = timeout_at(state.head_due(), accept) => done,
@@ -141,6 +159,20 @@ pub(super) async fn handshake<B: Backend>(
     None
 }
 
+/// Each step of `future` has a turn; what waits for the client has none.
+async fn in_turns<F: Future>(turns: &Semaphore, future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let mut next = std::pin::pin!(turns.acquire());
+    poll_fn(|cx| {
+        let turn = ready!(next.as_mut().poll(cx));
+        let step = future.as_mut().poll(cx);
+        drop(turn);
+        next.set(turns.acquire());
+        step
+    })
+    .await
+}
+
 fn reason(error: &io::Error) -> String {
     let tls = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     match tls {
@@ -149,5 +181,54 @@ fn reason(error: &io::Error) -> String {
         }
         Some(other) => other.to_string(),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::task::Poll;
+    use std::time::Duration;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn steps_have_turns_and_waiting_takes_none() {
+        static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+        static MOST: AtomicUsize = AtomicUsize::new(0);
+        let turns = Arc::new(Semaphore::new(2));
+        // Those that wait for ever hold nobody up.
+        let waiting: Vec<_> = (0..8)
+            .map(|_| {
+                let turns = Arc::clone(&turns);
+                tokio::spawn(async move { in_turns(&turns, std::future::pending::<()>()).await })
+            })
+            .collect();
+        let working: Vec<_> = (0..16)
+            .map(|_| {
+                let turns = Arc::clone(&turns);
+                tokio::spawn(async move {
+                    let mut steps = 0;
+                    let work = poll_fn(|cx| {
+                        MOST.fetch_max(AT_WORK.fetch_add(1, SeqCst) + 1, SeqCst);
+                        std::thread::sleep(Duration::from_millis(1));
+                        AT_WORK.fetch_sub(1, SeqCst);
+                        steps += 1;
+                        if steps == 5 {
+                            return Poll::Ready(steps);
+                        }
+                        cx.waker().wake_by_ref();
+                        Poll::Pending
+                    });
+                    in_turns(&turns, work).await
+                })
+            })
+            .collect();
+        for w in working {
+            assert_eq!(w.await.unwrap(), 5);
+        }
+        assert!((1..=2).contains(&MOST.load(SeqCst)), "{MOST:?}");
+        for w in waiting {
+            w.abort();
+        }
     }
 }

@@ -84,10 +84,7 @@ impl Asked {
 }
 
 async fn asked<B: Backend>(app: &App<B>, call: &mut Call) -> Result<Asked, Failure> {
-    let (body, _share) = call.body.read(app).await?;
-    if body.len() > MAX_BODY {
-        return Err(RequestError::TooLarge(format!("a body of {} bytes, expected {MAX_BODY} at most", body.len())).into());
-    }
+    let (body, _share) = call.body.read_up_to(app, MAX_BODY).await?;
     serde_json::from_slice(&body).map_err(|e| RequestError::Invalid(format!("the body is not as expected: {e}")).into())
 }
 

@@ -243,6 +243,7 @@ fn certificate(dir: &Path) -> CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     std::fs::write(dir.join("cert.pem"), made.cert.pem()).unwrap();
     std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    std::fs::set_permissions(dir.join("key.pem"), std::fs::Permissions::from_mode(0o600)).unwrap();
     made.cert.der().clone()
 }
 
@@ -385,6 +386,11 @@ fn a_reload_takes_what_is_good_and_keeps_what_was() {
     assert!(metrics.contains("arc_tls_reload_errors_total 1"), "{metrics}");
     assert!(!metrics.contains("arc_auth_reload_errors_total 0"), "{metrics}");
     std::fs::write(&tokens, good).unwrap();
+    let third = certificate(dir);
+    std::fs::set_permissions(dir.join("key.pem"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(d.reload().contains("the certificate"));
+    d.logged("mode 0644, expected 0600");
+    assert_eq!(health(&d, &third).unwrap(), 200);
     d.stop();
 }
 

@@ -99,7 +99,8 @@ async fn every_route_with_every_kind_of_token() {
         table += &format!("\n| {} | `{}` | {:?} |", row.method, row.path, row.tier);
         for (who, text) in &callers {
             let auth = if text.is_empty() { String::new() } else { format!("Authorization: Bearer {text}\r\n") };
-            let (seen, before) = (g.server.backend.seen.lock().unwrap().len(), g.tokens.list().len());
+            let stored = || g.server.backend.seen.lock().unwrap().len() + g.server.backend.lines.lock().unwrap().len();
+            let (seen, before) = (stored(), g.tokens.list().len());
             let mut client = g.server.client().await;
             let request = g.request(row, &auth);
             client.send(&request).await;
@@ -112,7 +113,7 @@ async fn every_route_with_every_kind_of_token() {
                     answer.assert_error(status, if status == 401 { "unauthorized" } else { "forbidden" }, None);
                     assert_eq!(answer.json()["success"], false);
                     assert_eq!(answer.header("www-authenticate"), (status == 401).then_some("Bearer realm=\"arc\""), "{at}");
-                    assert_eq!(g.server.backend.seen.lock().unwrap().len(), seen, "the backend was asked: {at}");
+                    assert_eq!(stored(), seen, "the backend was asked: {at}");
                     assert_eq!(g.tokens.list().len(), before + 1, "only the one that the test has made: {at}");
                 }
                 None => assert!(!matches!(answer.status, 401 | 403 | 404 | 405 | 500), "{at}"),
@@ -164,6 +165,15 @@ async fn the_token_comes_in_any_of_five_ways_and_before_the_body() {
         );
         assert_eq!(g.server.once(&request).await.status, status);
     }
+    // The one open route that reads a body reads a small one.
+    let large = "POST /query HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n";
+    g.server.once(large).await.assert_error(413, "request too large", None);
+    let mut client = g.server.client().await;
+    client.send("POST /query HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    for _ in 0..8 {
+        client.send(format!("4000\r\n{}\r\n", "x".repeat(0x4000))).await;
+    }
+    client.answer(false).await.unwrap().assert_error(413, "request too large", None);
     assert_eq!(g.server.backend.seen.lock().unwrap().len(), ways.len());
     assert!(g.server.metric("arc_http_rejected_total{reason=\"unauthorized\"} 2"));
     assert!(g.server.metric("arc_http_rejected_total{reason=\"forbidden\"} 6"));
