@@ -218,13 +218,14 @@ struct Machines {
     preparer: Option<JoinHandle<()>>,
     compactor: JoinHandle<()>,
     target: Sequence,
-    lock: Box<dyn std::any::Any + Send + Sync>,
 }
 
 fn start(node: Node) -> Result<Machines, String> {
     let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.into()).spawn(f).map_err(|e| format!("starting thread {name}: {e}"))
     };
+    // As in the server: nobody else may have the log while a thread of this process may be at work on it.
+    std::mem::forget(node.lock);
     let w = node.shared.watermarks();
     let (committer, compactor, prealloc) = (node.committer, node.compactor, Arc::clone(&node.prealloc));
     // A spare is wanted only to seal what recovery has copied.
@@ -247,7 +248,6 @@ fn start(node: Node) -> Result<Machines, String> {
         preparer,
         compactor,
         target: w.durable,
-        lock: node.lock,
     })
 }
 
@@ -337,13 +337,10 @@ async fn drain(node: Node, dir: &Path, deadline: Option<Instant>, bar: bool) -> 
     }
     shown.end();
     let report = m.report(&ended);
-    if m.are_finished() {
-        if let Err(e) = clear_scratch(&OsVfs, dir) {
-            tracing::warn!(error = %e, "removing what was prepared and is not needed");
-        }
-    } else {
-        // Another process must not have the log while one of ours still works on it: the lock goes with the process.
-        std::mem::forget(m.lock);
+    if m.are_finished()
+        && let Err(e) = clear_scratch(&OsVfs, dir)
+    {
+        tracing::warn!(error = %e, "removing what was prepared and is not needed");
     }
     Ok((ended, report))
 }

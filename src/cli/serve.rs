@@ -64,7 +64,6 @@ struct Machines {
     preparer: JoinHandle<()>,
     committer: JoinHandle<()>,
     compactor: JoinHandle<()>,
-    _lock: Box<dyn std::any::Any + Send + Sync>,
 }
 
 async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Levels) -> u8 {
@@ -284,6 +283,9 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
     let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.into()).spawn(f).map_err(|e| NodeError::Other(format!("starting thread {name}: {e}")))
     };
+    // Held to the end of the process: its threads may still be at work on the log when everything else has ended, and nobody else may have
+    // it then.
+    std::mem::forget(node.lock);
     let (committer, compactor, prealloc) = (node.committer, node.compactor, Arc::clone(&node.prealloc));
     let preparer = spawn("arc-prealloc", Box::new(move || prealloc.run()))?;
     let committer = spawn("arc-commit", Box::new(move || committer.run()))?;
@@ -302,16 +304,7 @@ fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: Sh
         keys: Arc::clone(&node.keys),
         control: Arc::clone(&node.control),
     });
-    Ok(Machines {
-        shared: node.shared,
-        control: node.control,
-        keys: node.keys,
-        prealloc: node.prealloc,
-        preparer,
-        committer,
-        compactor,
-        _lock: node.lock,
-    })
+    Ok(Machines { shared: node.shared, control: node.control, keys: node.keys, prealloc: node.prealloc, preparer, committer, compactor })
 }
 
 fn banner(config: &Config, (address, access): &(String, String), file: Option<&Path>) -> String {
