@@ -428,6 +428,7 @@ table! {
     Counter store_retries_total, Count, "Requests to an object store that were repeated at once";
     Gauge store_uploads, Count, "Uploads in parts under way";
     Counter store_uploads_aborted_total, Count, "Uploads in parts that were given up";
+    Counter store_mismatches_total, Count, "Objects that were not what had been put, by length or contents";
     Histogram store_put_seconds (LONG), Seconds, "Publishing one object in an object store";
 
     Gauge keys_live, Count, "Idempotency keys remembered";

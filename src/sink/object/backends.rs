@@ -184,7 +184,10 @@ impl Remote {
         let inner = e.connector.clone().unwrap_or_else(|| connector(Some(&endpoint), e.timeout));
         let watched =
             Connector { inner, condition: IF_NOTHING_MATCHES, conditional: Arc::clone(&conditional), resign: Some(Arc::clone(&resign)) };
-        let mut b = MicrosoftAzureBuilder::from_env()
+        // As with S3: the environment may hold another credential, which would go first.
+        let own_keys = !s.access_key.is_empty() || !s.sas_token.is_empty();
+        let b = if own_keys { MicrosoftAzureBuilder::new() } else { MicrosoftAzureBuilder::from_env() };
+        let mut b = b
             .with_account(&s.account)
             .with_container_name(&s.container)
             .with_endpoint(endpoint.clone())
@@ -200,7 +203,7 @@ impl Remote {
         }
         let failed = |e: object_store::Error| format!("storage.azure_*: {e}");
         let mut renew: Option<Renew> = None;
-        if s.access_key.is_empty() && s.sas_token.is_empty() {
+        if !own_keys {
             let base = b.clone();
             let renewing = Renewing::new(move || Ok(Arc::clone(base.clone().build()?.credentials()))).map_err(failed)?;
             b = b.with_credentials(Arc::clone(&renewing) as _);
@@ -223,12 +226,11 @@ impl Remote {
         let watched =
             || Connector { inner: Arc::clone(&inner), condition: IF_NO_GENERATION, conditional: Arc::clone(&conditional), resign: None };
         let options = client_options(e.timeout, is_plain(&endpoint));
-        let mut b = GoogleCloudStorageBuilder::from_env()
-            .with_bucket_name(&s.bucket)
-            .with_client_options(options.clone())
-            .with_retry(no_retries())
-            .with_http_connector(watched());
-        if !s.service_account_file.as_os_str().is_empty() {
+        let own_keys = !s.service_account_file.as_os_str().is_empty();
+        let b = if own_keys { GoogleCloudStorageBuilder::new() } else { GoogleCloudStorageBuilder::from_env() };
+        let mut b =
+            b.with_bucket_name(&s.bucket).with_client_options(options.clone()).with_retry(no_retries()).with_http_connector(watched());
+        if own_keys {
             b = b.with_service_account_path(s.service_account_file.to_string_lossy());
         }
         if !s.endpoint.is_empty() {

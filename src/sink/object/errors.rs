@@ -110,6 +110,12 @@ impl Failed {
     }
 }
 
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl From<Failed> for SinkError {
     fn from(f: Failed) -> Self {
         let Failed { class, stale: _, context, text } = f;
@@ -160,6 +166,7 @@ fn classify(e: &object_store::Error, seen: &Seen) -> Class {
             (_, Some(_)) => Class::Network,
             (Some(401 | 403), _) => Class::Denied,
             (Some(404), _) => Class::Missing,
+            (Some(409 | 412), _) => Class::Exists,
             (Some(408), _) => Class::Timeout,
             (Some(429 | 503), _) => Class::Busy,
             (Some(501), _) => Class::Refused,
@@ -233,6 +240,10 @@ mod tests {
         assert_eq!(of(200, ""), Class::Garbled);
         assert_eq!(of(501, "NotImplemented"), Class::Refused);
         assert_eq!(of(409, "ConditionalRequestConflict"), Class::Busy);
+        // Whatever the client library makes of them.
+        assert_eq!(of(412, "PreconditionFailed"), Class::Exists);
+        assert_eq!(of(409, "BlobAlreadyExists"), Class::Exists);
+        assert_eq!(of(404, ""), Class::Missing);
     }
 
     #[test]

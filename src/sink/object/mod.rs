@@ -51,6 +51,8 @@ const MOST_KEY: usize = 1024;
 pub const MOST_PARTS: usize = 10_000;
 /// Tries of a call that can be repeated without harm; what fails longer is left to the caller, who tries for ever.
 const TRIES: u32 = 3;
+/// Between two probes, the first of which speaks against the store.
+const PROBE_AGAIN: Duration = Duration::from_secs(3);
 /// Least time between two renewals of credentials that the store refuses.
 const RENEWAL: Duration = Duration::from_secs(10);
 /// The completion of a large upload may take a store minutes.
@@ -181,6 +183,8 @@ struct Shared {
     /// Uploads of this process that are still wanted.
     live: Mutex<HashSet<String>>,
     doomed: Mutex<BTreeSet<Doomed>>,
+    /// Names for which an upload is being begun: the store may know its id before we do.
+    beginning: Mutex<HashSet<String>>,
     /// When credentials were last asked for because the store refused those in use.
     renewed: Mutex<Option<Duration>>,
 }
@@ -207,6 +211,7 @@ impl ObjectSink {
             clock,
             live: Mutex::default(),
             doomed: Mutex::default(),
+            beginning: Mutex::default(),
             renewed: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -367,6 +372,7 @@ impl Shared {
             Some(i) if i.len == len && sha256.is_none_or(|s| s == i.sha256) => Ok(()),
             None => Err(Failed::new(Class::Garbled, context(), "the store said that the object is stored, and it is not there")),
             Some(i) => {
+                self.metrics.store_mismatches_total.increment(1);
                 let hash = if i.len == len { ", with other contents" } else { "" };
                 let text = format!(
                     "the store said that the object is stored, and holds {} bytes, expected {len}{hash}: move the object away and check the store",
@@ -377,8 +383,30 @@ impl Shared {
         }
     }
 
-    /// Whether create-only puts are honest, and which uploads can be completed conditionally.
-    async fn probe(&self, path: &Path) -> Result<(), Failed> {
+    /// Whether create-only puts are honest, and whether uploads can be completed conditionally. What speaks against a store has to be seen
+    /// twice: something between may answer for it for a moment, and another process of this log may remove what it takes for a leftover.
+    async fn probe(&self) -> Result<(), Failed> {
+        match self.probe_once().await {
+            Err(f) if f.class == Class::Refused => {
+                tokio::time::sleep(PROBE_AGAIN).await;
+                self.probe_once().await
+            }
+            r => r,
+        }
+    }
+
+    async fn probe_once(&self) -> Result<(), Failed> {
+        let name = format!("_arc/{}/probe-{:016x}", self.log, self.clock.random_u64());
+        let path = self.path(&name).map_err(|e| Failed::new(Class::Refused, name, e.to_string()))?;
+        let probed = self.probe_at(&path).await;
+        // Without the right to delete, a few bytes stay.
+        if let Err(f) = self.remove(&path).await {
+            tracing::warn!(error = %SinkError::from(f), "the probe object stays");
+        }
+        probed
+    }
+
+    async fn probe_at(&self, path: &Path) -> Result<(), Failed> {
         let context = || self.context(StoreOp::Put, path);
         if !self.create(path, PutPayload::from_static(b"first")).await? {
             return Err(Failed::new(Class::Garbled, context(), "a probe was answered without its being clear whether it is stored"));
@@ -399,7 +427,9 @@ impl Shared {
             Err(f) => return Err(f),
         }
         let mut kept = Vec::new();
-        self.read(path, |b| kept.extend_from_slice(b)).await?;
+        if self.read(path, |b| kept.extend_from_slice(b)).await?.is_none() {
+            return Err(Failed::new(Class::Garbled, context(), "the probe object is gone"));
+        }
         if kept != b"first" {
             return Err(unsafe_store(format!("it was refused, and yet the object is now {:?}", String::from_utf8_lossy(&kept))));
         }
@@ -507,22 +537,15 @@ impl Sink for ObjectSink {
 
     fn prepare(&self) -> SinkResult<()> {
         let s = &self.shared;
-        let random = s.clock.random_u64();
-        let path = s.path(&format!("_arc/{}/probe-{random:016x}", s.log))?;
-        let probed = self.block_on(async {
-            let probed = s.probe(&path).await;
-            // Without the right to delete, a few bytes stay.
-            if let Err(f) = s.remove(&path).await {
-                tracing::warn!(error = %SinkError::from(f), "the probe object stays");
-            }
-            probed
-        });
-        probed?;
+        self.block_on(s.probe())?;
         let completion = if s.remote.conditional.load(Ordering::Relaxed) { "conditional" } else { "after a look at the name" };
         tracing::info!(store = %s.remote.description, prefix = %s.settings.prefix, completion, "the store keeps create-only puts");
-        let swept = self.sweep()?;
-        if swept.removed > 0 {
-            tracing::info!(removed = swept.removed, "aborted uploads that an earlier run had not finished");
+        match self.sweep() {
+            Ok(s) if s.removed > 0 => tracing::info!(removed = s.removed, "aborted uploads that an earlier run had not finished"),
+            Ok(_) => {}
+            // INVARIANT(abort-before-retry) rests on the sweep only where a completion may replace.
+            Err(e) if s.remote.conditional.load(Ordering::Relaxed) => tracing::warn!(error = %e, "looking for unfinished uploads"),
+            Err(e) => return Err(e),
         }
         if let Err(f) = self.shared.driver.block_on(s.remove_probes()) {
             tracing::warn!(error = %SinkError::from(f), "probe objects of an earlier run stay");

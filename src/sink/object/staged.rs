@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::super::{Published, SinkError, SinkResult, Staged};
 use super::errors::{Class, Failed};
-use super::{MOST_PARTS, Shared, Verify};
+use super::{MOST_PARTS, Shared, Verify, lock};
 use crate::metrics::StoreOp;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,12 +65,14 @@ impl ObjectStaged {
         let upload = match &mut self.upload {
             Some(u) => u,
             none => {
-                let id = s.begin_upload(&self.path).await.inspect_err(|f| {
+                lock(&s.beginning).insert(self.name.clone());
+                let begun = s.begin_upload(&self.path).await.inspect(|id| s.begun(id));
+                lock(&s.beginning).remove(&self.name);
+                let id = begun.inspect_err(|f| {
                     if f.class.unclear() {
                         s.doom(&self.name, None);
                     }
                 })?;
-                s.begun(&id);
                 none.insert(Upload { id, sent: 0, parts: Vec::new(), waiting: VecDeque::new() })
             }
         };

@@ -203,7 +203,11 @@ fn a_completion_that_comes_late_replaces_nothing() {
 
 #[test]
 fn a_name_is_not_staged_again_while_its_earlier_upload_cannot_be_aborted() {
-    let (store, sim, sink) = setup();
+    let store = SimStore::new();
+    let sim = SimS3::new(store.clone());
+    sim.set_overwrites(false, true);
+    let sink = sink_with(&sim, "", Verify::Head);
+    sink.prepare().unwrap();
     sim.set_faults(|w| match w.op {
         StoreOp::Complete => Some(WireFault::Late),
         StoreOp::Abort => Some(WireFault::Answers(500, "InternalError")),
@@ -214,10 +218,30 @@ fn a_name_is_not_staged_again_while_its_earlier_upload_cannot_be_aborted() {
     assert!(matches!(sink.stage(NAME), Err(SinkError::Transient { .. })));
     assert!(sink.stage("db/t/other.parquet").is_ok(), "others are");
     assert_eq!(sim.requests_of(StoreOp::Begin), begun);
+    // Without the right to abort it will never be: said by name, so that the output can move aside.
+    sim.set_faults(|w| (w.op == StoreOp::Abort).then_some(WireFault::Answers(403, "AccessDenied")));
+    let e = sink.stage(NAME).err().unwrap();
+    assert!(matches!(e, SinkError::Permanent { .. }) && e.to_string().contains("AbortMultipartUpload"), "{e}");
     sim.clear_faults();
     sim.land(0);
     assert_eq!(store.get(NAME).as_deref(), Some(LARGE));
     assert_eq!(put(&sink, LARGE).unwrap(), Published::AlreadyThere);
+}
+
+/// Where completions are conditional an upload that cannot be aborted only takes room.
+#[test]
+fn a_store_that_aborts_nothing_still_gets_its_objects() {
+    let (store, sim, sink) = setup();
+    once(&sim, StoreOp::Complete, WireFault::Late);
+    put(&sink, LARGE).unwrap_err();
+    sim.set_faults(|w| (w.op == StoreOp::Abort).then_some(WireFault::Answers(403, "AccessDenied")));
+    let second = [b'z'; 25];
+    assert_eq!(put(&sink, &second).unwrap(), Published::Created);
+    sim.land(0);
+    assert_eq!(store.get(NAME).as_deref(), Some(&second[..]));
+    sim.clear_faults();
+    sink.sweep().unwrap();
+    assert_eq!(sim.uploads(), Vec::<String>::new());
 }
 
 #[test]
@@ -301,9 +325,27 @@ fn a_store_that_overwrites_is_refused() {
     let mut puts = 0;
     sim.set_faults(move |w| {
         puts += u32::from(w.op == StoreOp::Put);
-        (w.op == StoreOp::Put && puts == 2).then_some(WireFault::Answers(501, "NotImplemented"))
+        (w.op == StoreOp::Put && puts % 2 == 0).then_some(WireFault::Answers(501, "NotImplemented"))
     });
     assert!(matches!(sink.prepare().unwrap_err(), SinkError::Permanent { .. }));
+    // Once is no evidence: a gateway, or another process of this log that sweeps the probe away.
+    let mut puts = 0;
+    sim.set_faults(move |w| {
+        puts += u32::from(w.op == StoreOp::Put);
+        (w.op == StoreOp::Put && puts == 2).then_some(WireFault::Answers(501, "NotImplemented"))
+    });
+    sink.prepare().unwrap();
+    for op in [StoreOp::Put, StoreOp::Get] {
+        let (swept, mut seen) = (store.clone(), 0);
+        sim.set_faults(move |w| {
+            seen += u32::from(w.op == op);
+            if w.op == op && seen == if op == StoreOp::Put { 2 } else { 1 } {
+                swept.remove(w.key);
+            }
+            None
+        });
+        assert!(!matches!(sink.prepare(), Err(SinkError::Permanent { .. })), "{op:?}");
+    }
     for fault in [WireFault::Answers(403, "AccessDenied"), WireFault::Answers(404, "NoSuchBucket"), WireFault::Hangs, WireFault::Refused] {
         sim.set_faults(move |_| Some(fault.clone()));
         assert!(matches!(sink.prepare().unwrap_err(), SinkError::Transient { .. }));

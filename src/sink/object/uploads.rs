@@ -1,6 +1,7 @@
 //! Uploads in parts: begun, fed, completed, aborted, and the forgotten ones found.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::header::{AUTHORIZATION, HeaderValue};
@@ -71,7 +72,10 @@ fn parse_page(xml: &str) -> Option<Page> {
     let mut page = Page::default();
     for piece in xml.split("<Upload>").skip(1) {
         let piece = piece.split("</Upload>").next()?;
-        page.uploads.push(Open { key: element(piece, "Key")?, upload: element(piece, "UploadId")? });
+        // One that cannot be read is none of ours.
+        if let (Some(key), Some(upload)) = (element(piece, "Key"), element(piece, "UploadId")) {
+            page.uploads.push(Open { key, upload });
+        }
     }
     if element(xml, "IsTruncated").as_deref() == Some("true") {
         page.next = Some((element(xml, "NextKeyMarker")?, element(xml, "NextUploadIdMarker").unwrap_or_default()));
@@ -181,27 +185,45 @@ impl Shared {
             let Ok(path) = self.path(&d.name) else { continue };
             let done = match &d.upload {
                 Some(id) => self.abort_upload(&path, id).await,
-                None => match self.abort_unknown(&path).await {
-                    // One that nobody has the id of cannot be completed: it only takes room.
-                    Err(_) if name.is_some() => continue,
-                    r => r,
+                // One that nobody has the id of cannot be completed: it only takes room.
+                None if name.is_some() => continue,
+                None => match self.abort_unknown(&d.name, &path).await {
+                    Ok(false) => continue,
+                    r => r.map(|_| ()),
                 },
             };
-            done?;
+            match done {
+                Ok(()) => {}
+                // Where no completion can replace anything, an upload that must not be aborted only takes room.
+                Err(f) if name.is_some() && self.remote.conditional.load(Ordering::Relaxed) => {
+                    tracing::warn!(error = %super::SinkError::from(f), "an upload cannot be aborted, and stays");
+                    continue;
+                }
+                Err(f) if name.is_some() && matches!(f.class, Class::Denied | Class::Refused) => {
+                    let text = format!("an earlier upload has to be aborted first, which the store refuses (s3:AbortMultipartUpload): {f}");
+                    return Err(Failed::new(Class::Refused, self.context(StoreOp::Abort, &path), text));
+                }
+                Err(f) => return Err(f),
+            }
             lock(&self.doomed).remove(&d);
         }
         Ok(())
     }
 
-    async fn abort_unknown(&self, path: &Path) -> Result<(), Failed> {
-        let Some(lister) = &self.remote.lister else { return Ok(()) };
+    /// Aborts uploads for the name that nobody knows; false while one is being begun.
+    async fn abort_unknown(&self, name: &str, path: &Path) -> Result<bool, Failed> {
+        let Some(lister) = &self.remote.lister else { return Ok(true) };
         let page = self.repeat(StoreOp::List, path, || lister.page(path.as_ref(), None)).await?;
+        // After the list: what was begun later is not on it.
+        if lock(&self.beginning).contains(name) {
+            return Ok(false);
+        }
         for open in page.uploads.into_iter().filter(|o| o.key == path.as_ref()) {
             if !lock(&self.live).contains(&open.upload) {
                 self.abort_upload(path, &open.upload).await?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Aborts the uploads of this log that this process does not know.
@@ -257,6 +279,8 @@ mod tests {
         assert!(parse_page(end).unwrap().next.is_none());
         assert!(parse_page("<Error><Code>InternalError</Code></Error>").is_none(), "200 with an error in its body is no empty list");
         assert!(parse_page("").is_none());
+        let odd = "<ListMultipartUploadsResult><Upload><UploadId>u</UploadId></Upload><Upload><Key>k</Key><UploadId>u</UploadId></Upload></ListMultipartUploadsResult>";
+        assert_eq!(parse_page(odd).unwrap().uploads, [open("k", "u")]);
         assert_eq!(encoded("a/b=c d"), "a%2Fb%3Dc%20d");
     }
 }
