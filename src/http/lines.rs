@@ -242,8 +242,14 @@ pub(super) async fn query<B: Backend>(app: &App<B>, call: &mut Call) -> Result<R
             }
         }
     };
-    understand(&statement)?;
-    Ok(errors::json(200, &json!({"results": [{"statement_id": 0}]})))
+    let shows = understand(&statement)? == Statement::ShowDatabases;
+    // Some clients stop when the database that they are set to is not in the list. Every valid name is there as soon as it is written to.
+    let named = parameter(&query, "db").filter(|name| shows && check_database_name(name).is_ok());
+    let result = match named {
+        Some(name) => json!({"statement_id": 0, "series": [{"name": "databases", "columns": ["name"], "values": [[name]]}]}),
+        None => json!({"statement_id": 0}),
+    };
+    Ok(errors::json(200, &json!({ "results": [result] })))
 }
 
 /// The pairs of a form, decoded.
@@ -259,14 +265,20 @@ fn form(body: &[u8]) -> Result<Vec<(String, String)>, RequestError> {
     Ok(pairs)
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Statement {
+    CreateDatabase,
+    ShowDatabases,
+}
+
 /// Accepts `CREATE DATABASE name ...` and `SHOW DATABASES`.
-fn understand(statement: &str) -> Result<(), RequestError> {
+fn understand(statement: &str) -> Result<Statement, RequestError> {
     let text = statement.trim().trim_end_matches(';').trim_end();
     let mut words = text.split_ascii_whitespace();
     let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let is = |a: &str, b: &str| first.eq_ignore_ascii_case(a) && second.eq_ignore_ascii_case(b);
     if is("SHOW", "DATABASES") && words.next().is_none() {
-        return Ok(());
+        return Ok(Statement::ShowDatabases);
     }
     if is("CREATE", "DATABASE")
         && let Some(name) = words.next()
@@ -274,7 +286,7 @@ fn understand(statement: &str) -> Result<(), RequestError> {
         let name = name.strip_prefix('"').and_then(|n| n.strip_suffix('"')).unwrap_or(name);
         let more = words.next().is_none_or(|w| w.eq_ignore_ascii_case("WITH"));
         if more && !text.contains(';') {
-            return check_database_name(name);
+            return check_database_name(name).map(|()| Statement::CreateDatabase);
         }
     }
     let found = crate::batch::shown(text);
@@ -296,7 +308,7 @@ mod tests {
             "CREATE DATABASE \"telegraf\"",
             " create  database \"a\" WITH DURATION 3d REPLICATION 1 ; ",
         ] {
-            assert_eq!(understand(good), Ok(()), "{good}");
+            assert!(understand(good).is_ok(), "{good}");
         }
         for bad in [
             "",

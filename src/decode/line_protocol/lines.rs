@@ -16,16 +16,10 @@ use crate::limits::MAX_ROWS_PER_TABLE;
 use crate::types::ColumnType;
 
 /// Why a line cannot be read.
-struct Bad {
-    /// The line ends at the first newline from here on.
-    at: usize,
-    message: String,
-    /// The quotes of the line do not pair: it ends at its own first newline.
-    unpaired: bool,
-}
+struct Bad(String);
 
-fn bad<T>(at: usize, message: String) -> Result<T, Bad> {
-    Err(Bad { at, message, unpaired: false })
+fn bad<T>(message: String) -> Result<T, Bad> {
+    Err(Bad(message))
 }
 
 /// One value of a line.
@@ -188,20 +182,40 @@ impl<'a, K: Known> Decoder<'a, K> {
             }
             Err(bad) => bad,
         };
-        let mut end = self.newline(refused.at);
-        if refused.unpaired {
-            let first = self.newline(start);
-            let again = end - first;
-            if again <= self.again {
-                self.again -= again;
-                end = first;
-            }
-        }
-        let end = (end + 1).min(self.body.len());
+        let end = (self.end_of_bad(start) + 1).min(self.body.len());
         let original = self.bytes(start, end);
-        self.report.refuse(self.line, original, refused.message, false);
+        self.report.refuse(self.line, original, refused.0, false);
         self.line += memchr_iter(b'\n', self.body.get(start..end).unwrap_or_default()).count() as u64;
         Ok(end)
+    }
+
+    /// The newline that ends a line which cannot be read: the first outside of strings, which begin as in a line that can be read. If the
+    /// quotes do not pair, the line's own first newline.
+    fn end_of_bad(&mut self, start: usize) -> usize {
+        let (body, mut at, mut fields) = (self.body, start, false);
+        while let Some(b) = body.get(at) {
+            match b {
+                b'\n' => break,
+                b'\\' if body.get(at + 1) != Some(&b'\n') => at += 1,
+                b' ' => fields = true,
+                b'"' if fields && body.get(at - 1) == Some(&b'=') => match string(body, at) {
+                    Some(q) if ends_value(body, q.end) => at = q.end - 1,
+                    unpaired => {
+                        let first = self.newline(start);
+                        let end = unpaired.map_or(body.len(), |q| self.newline(q.end));
+                        let again = end - first;
+                        if again > self.again {
+                            return end;
+                        }
+                        self.again -= again;
+                        return first;
+                    }
+                },
+                _ => {}
+            }
+            at += 1;
+        }
+        at.min(body.len())
     }
 
     /// What stands at `at`, for messages.
@@ -220,7 +234,7 @@ impl<'a, K: Known> Decoder<'a, K> {
         self.cells.clear();
         let measurement = name(body, start, true);
         if measurement.is_empty() {
-            return bad(start, "missing measurement: expected a name, found ','".to_owned());
+            return bad("missing measurement: expected a name, found ','".to_owned());
         }
         let mut at = measurement.to;
         while body.get(at) == Some(&b',') {
@@ -228,7 +242,7 @@ impl<'a, K: Known> Decoder<'a, K> {
         }
         at = blanks(body, at);
         if ends_line(body, at) {
-            return bad(at, "missing fields: expected a space and at least one field, found the end of the line".to_owned());
+            return bad("missing fields: expected a space and at least one field, found the end of the line".to_owned());
         }
         let mut newlines = 0;
         loop {
@@ -243,7 +257,7 @@ impl<'a, K: Known> Decoder<'a, K> {
         if !ends_line(body, at) {
             let wrong = || {
                 let found = body.get(at..self.newline(at)).unwrap_or_default().trim_ascii_end();
-                bad(at, format!("bad timestamp: expected an integer and the end of the line, found '{}'", shown(found)))
+                bad(format!("bad timestamp: expected an integer and the end of the line, found '{}'", shown(found)))
             };
             let Some((t, end)) = integer(body, at) else { return wrong() };
             let end = blanks(body, end);
@@ -254,7 +268,7 @@ impl<'a, K: Known> Decoder<'a, K> {
                 Some(us) => us,
                 None => {
                     let unit = self.options.precision.name();
-                    return bad(at, format!("bad timestamp: {t} ({unit}) is outside the years 0001 to 9999"));
+                    return bad(format!("bad timestamp: {t} ({unit}) is outside the years 0001 to 9999"));
                 }
             };
             at = end;
@@ -268,33 +282,27 @@ impl<'a, K: Known> Decoder<'a, K> {
         let key = name(body, at, false);
         if body.get(key.to) != Some(&b'=') {
             let (key_text, found) = (shown(key.of(body)), self.found(key.to));
-            return bad(
-                key.to,
-                match key.is_empty() {
-                    true => format!("missing tag key: expected a name after ',', found {found}"),
-                    false => format!("missing tag value: expected '=' after the tag key '{key_text}', found {found}"),
-                },
-            );
+            return bad(match key.is_empty() {
+                true => format!("missing tag key: expected a name after ',', found {found}"),
+                false => format!("missing tag value: expected '=' after the tag key '{key_text}', found {found}"),
+            });
         }
         if key.is_empty() {
-            return bad(key.to, "missing tag key: expected a name before '='".to_owned());
+            return bad("missing tag key: expected a name before '='".to_owned());
         }
         let text = name(body, key.to + 1, false);
         if text.is_empty() {
             let (key, found) = (shown(key.of(body)), self.found(text.to));
-            return bad(text.to, format!("missing tag value: expected text after '{key}=', found {found}"));
+            return bad(format!("missing tag value: expected text after '{key}=', found {found}"));
         }
         match body.get(text.to) {
             Some(b',' | b' ') => {}
             Some(b'=') => {
                 let key = shown(key.of(body));
-                return bad(
-                    text.to,
-                    format!("invalid tag: expected ',' or a space after the value of '{key}', found '=' (write '\\=' for it)"),
-                );
+                return bad(format!("invalid tag: expected ',' or a space after the value of '{key}', found '=' (write '\\=' for it)"));
             }
             _ => {
-                return bad(text.to, "missing fields: expected a space and at least one field, found the end of the line".to_owned());
+                return bad("missing fields: expected a space and at least one field, found the end of the line".to_owned());
             }
         }
         self.cells.push(Cell { key, value: Value::Str(text), tag: true, end: text.to, target: Target::Nowhere });
@@ -306,30 +314,27 @@ impl<'a, K: Known> Decoder<'a, K> {
         let key = name(body, at, false);
         if body.get(key.to) != Some(&b'=') {
             let (key_text, found) = (shown(key.of(body).trim_ascii_end()), self.found(key.to));
-            return bad(
-                key.to,
-                match key.is_empty() || ends_line(body, at) {
-                    true => format!("missing field key: expected a name, found {found}"),
-                    false => format!("missing field value: expected '=' after the field key '{key_text}', found {found}"),
-                },
-            );
+            return bad(match key.is_empty() || ends_line(body, at) {
+                true => format!("missing field key: expected a name, found {found}"),
+                false => format!("missing field value: expected '=' after the field key '{key_text}', found {found}"),
+            });
         }
         if key.is_empty() {
-            return bad(key.to, "missing field key: expected a name before '='".to_owned());
+            return bad("missing field key: expected a name before '='".to_owned());
         }
         let at = key.to + 1;
         let (value, end) = match body.get(at) {
             Some(b'"') => {
                 let Some(Quoted { text, end, newlines: n }) = string(body, at) else {
                     let message = format!("unterminated string: the quote after '{}=' is never closed", shown(key.of(body)));
-                    return Err(Bad { at: body.len(), message, unpaired: true });
+                    return bad(message);
                 };
                 if !ends_value(body, end) {
                     let (key, found) = (shown(key.of(body)), self.found(end));
                     let message = format!(
                         "invalid string: expected ',', a space or the end of the line after the closing quote of '{key}', found {found}"
                     );
-                    return Err(Bad { at: end, message, unpaired: true });
+                    return bad(message);
                 }
                 *newlines += n;
                 (Value::Str(text), end)
@@ -370,7 +375,7 @@ impl<'a, K: Known> Decoder<'a, K> {
         } else {
             format!("invalid field value: expected a number, a string in double quotes or a boolean after '{key}=', found '{value}'")
         };
-        bad(at, message)
+        bad(message)
     }
 
     /// Adds the row of a line, whole or not at all.

@@ -7,9 +7,9 @@
 //! INVARIANT(no-trace): a line that is refused adds no row, no value, no column, no table and no type, so that the lines around it come to
 //! the same as without it.
 //!
-//! Where a line ends that cannot be read: at the first newline behind the place where reading it failed, so that nothing out of a quoted
-//! string, whose text may come from anybody, is ever taken for a line. The exception is a line whose quotes do not pair: it ends at its first
-//! newline, or it would take the lines behind it along.
+//! Where a line ends that cannot be read: at the first newline outside of quoted strings, so that nothing out of a string, whose text may come
+//! from anybody, is ever taken for a line. The exception is a line whose quotes do not pair: it ends at its own first newline, or it would take
+//! the lines behind it along.
 
 mod lines;
 mod report;

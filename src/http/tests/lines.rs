@@ -183,6 +183,9 @@ async fn the_statements_that_clients_send_first() {
         let answer = server.once(&request).await;
         assert_eq!((answer.status, answer.json()), (200, yes.clone()), "{request}");
     }
+    let listed = server.once(&get("/query?q=SHOW+DATABASES&db=mine")).await;
+    assert_eq!(listed.json()["results"][0]["series"][0]["values"], json!([["mine"]]));
+    assert_eq!(server.once(&get("/query?q=SHOW+DATABASES&db=../x")).await.json(), yes);
     let long = format!("q={}", "x".repeat(65 << 10));
     for request in [get("/query"), get("/query?q="), get("/query?q=SELECT%201"), to("/query", form, ""), to("/query", form, &long)] {
         server.once(&request).await.assert_error(400, "invalid", None);

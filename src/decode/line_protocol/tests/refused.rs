@@ -163,6 +163,9 @@ fn text_in_strings_is_no_line() {
         ("m text=\"a\nevil v=1\n\",x=NaN 1000\nm v=1 2000", vec![1], vec!["m v=1.0 2"]),
         ("m text=\"a\nevil v=1\n\" nonsense\nm v=1 2000", vec![1], vec!["m v=1.0 2"]),
         ("m text=\"a\nevil v=1\n\",b=\"\nevil v=2\n\",time=1\nm v=1 2000", vec![1], vec!["m v=1.0 2"]),
+        ("m f=x,text=\"a\nevil v=1\nb\" 1000\nm v=1 2000", vec![1], vec!["m v=1.0 2"]),
+        ("m,t= text=\"a\nevil v=1\nb\" 1000\nm v=1 2000", vec![1], vec!["m v=1.0 2"]),
+        (",t=x\\ y f=1,text=\"a\\\"\nevil v=1\nb\",g=\"\nevil v=2\" 1000\nm v=1 2000", vec![1], vec!["m v=1.0 2"]),
         ("m text=\"a\nevil v=1\nb\",\nm v=1 2000", vec![1], vec!["m v=1.0 2"]),
     ] {
         let lines = read(body);
@@ -182,6 +185,8 @@ fn quotes_that_do_not_pair_end_with_their_line() {
         ("m v=1 1000\nm v=\"x\nm v=2 2000\nm v=3 3000", vec![2], vec!["m v=1.0 1", "m v=2.0 2", "m v=3.0 3"]),
         ("m s=\"x\nm s=\"y\" 2000\nm s=\"z\" 3000", vec![1], vec!["m s=\"y\" 2", "m s=\"z\" 3"]),
         ("m s=\"x\nm s=\"y\nm s=\"z\" 3000\nm s=\"w", vec![1, 2, 4], vec!["m s=\"z\" 3"]),
+        ("m f=x,s=\"a\nm s=\"b\" 2000\nm f=x,s=\"\nm s=\"c\" 4000", vec![1, 3], vec!["m s=\"b\" 2", "m s=\"c\" 4"]),
+        ("m,t=\"a f=x\nm,t=\"b f=1 2000", vec![1], vec!["m #t=\"\\\"b\" f=1.0 2"]),
         ("m s=\"x\"\" 1000\nm s=\"y\" 2000", vec![1], vec!["m s=\"y\" 2"]),
     ] {
         let lines = read(body);
