@@ -306,6 +306,8 @@ fn live_answers_are_as_the_page_says() {
         [("/write", "?db=d"), ("/api/v2/write", "?bucket=d"), ("/api/v3/write_lp", "?db=d"), ("/api/v1/write/line-protocol", "")]
     {
         let target = format!("{path}{database}");
+        // A key belongs to a database, and to one route.
+        let key = [("Idempotency-Key", path)];
         c.call(204, "POST", &target, &key, b"m v=1i 1");
         c.call(422, "POST", &target, &key, b"m v=2i 1");
         c.call(400, "POST", &target, &[], b"m v=1i 1\nm v=\nm v=3i 3");
