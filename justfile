@@ -57,6 +57,10 @@ ops:
     promtool test rules ops/prometheus/alerts_test.yml
     tests/system/run unit notify dockerfile
 
+# schemathesis over docs/openapi.yaml (needs `pip install schemathesis msgpack`).
+openapi:
+    tests/system/run openapi_fuzz
+
 # Measures the Parquet encoder.
 bench:
     cargo bench

@@ -17,8 +17,8 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStor
 use rustls_pki_types::pem::PemObject as _;
 
 use super::{EXIT_FAILURE, Global, print};
+use crate::config::Config;
 use crate::config::value::{parse_duration, show_duration};
-use crate::config::{Config, KEYS};
 
 /// Much more than any answer has.
 const MOST: u64 = 256 << 10;
@@ -131,7 +131,6 @@ impl Target {
 
     /// The server of a configuration, as this machine reaches it.
     fn of(config: &Config) -> Result<Self, String> {
-        let tls = KEYS.iter().find(|k| k.path() == "server.tls_enabled").is_some_and(|k| (k.show)(config) == "true");
         let host = config.server.host.as_str();
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         let host = match host.parse::<std::net::IpAddr>() {
@@ -141,7 +140,7 @@ impl Target {
         };
         match config.server.port {
             0 => Err("server.port = 0 lets the system choose the port: give the server's address with --url".to_owned()),
-            port => Ok(Self { tls, host, port }),
+            port => Ok(Self { tls: config.server.tls_enabled, host, port }),
         }
     }
 
@@ -325,6 +324,9 @@ mod tests {
         assert_eq!(of("[::1]", 83).unwrap(), "http://[::1]:83");
         assert_eq!(of("db.example", 84).unwrap(), "http://db.example:84");
         assert!(of("::", 0).unwrap_err().contains("--url"));
+        let mut config = Config::default();
+        config.server.tls_enabled = true;
+        assert_eq!(Target::of(&config).unwrap().shown(), "https://127.0.0.1:8000");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! last look within its time.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -43,20 +44,34 @@ pub fn recovering(p: Progress) {
     tell(&[NotifyState::Status(&text), NotifyState::ExtendTimeoutUsec(micros(START_MORE))]);
 }
 
+/// READY has been said, and STOPPING has not.
+static SERVING: AtomicBool = AtomicBool::new(false);
+
 /// Writes are taken from now on.
 pub fn ready() {
+    SERVING.store(true, Ordering::Relaxed);
     tell(&[NotifyState::Ready, NotifyState::Status("ready")]);
 }
 
-/// The configuration is being read again; [`ready`] must follow.
-pub fn reloading() {
-    let mut states = vec![NotifyState::Reloading];
-    states.extend(NotifyState::monotonic_usec_now());
-    tell(&states);
+/// Says that a reload goes on while `work` does it. A reload during the recovery or the stop says nothing: READY, which ends one, would be a
+/// lie then.
+pub async fn reloading<T>(work: impl Future<Output = T>) -> T {
+    let serving = SERVING.load(Ordering::Relaxed);
+    if serving {
+        let mut states = vec![NotifyState::Reloading];
+        states.extend(NotifyState::monotonic_usec_now());
+        tell(&states);
+    }
+    let done = work.await;
+    if serving && SERVING.load(Ordering::Relaxed) {
+        tell(&[NotifyState::Ready]);
+    }
+    done
 }
 
 /// The stop has begun and takes at most `within`, and a little more to end.
 pub fn stopping(within: Duration) {
+    SERVING.store(false, Ordering::Relaxed);
     let states = [NotifyState::Stopping, NotifyState::Status("stopping"), NotifyState::ExtendTimeoutUsec(micros(within + STOP_MORE))];
     tell(&states);
 }

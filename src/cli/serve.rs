@@ -114,12 +114,11 @@ async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Leve
     tokio::spawn(async move {
         while hup.recv().await.is_some() {
             // Reads files: beside the requests, one at a time.
-            reload = match tokio::task::spawn_blocking(move || {
+            let again = tokio::task::spawn_blocking(move || {
                 reload.run();
                 reload
-            })
-            .await
-            {
+            });
+            reload = match notify::reloading(again).await {
                 Ok(reload) => reload,
                 Err(e) => return tracing::error!("a reload ended by a panic, there will be no other: {e}"),
             };

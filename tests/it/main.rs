@@ -21,6 +21,7 @@ mod log_model;
 mod mem_vfs;
 mod msgpack;
 mod notify;
+mod openapi;
 mod operations;
 mod server;
 mod sim;

@@ -150,6 +150,21 @@ fn pings_come_while_it_moves_and_only_then() {
 }
 
 #[test]
+fn a_reload_is_said_from_its_beginning_to_its_end() {
+    let place = Place::new();
+    let manager = Manager::new(&place);
+    let server = place.launch_with(&[], &[manager.env()]);
+    manager.through("READY", &server);
+    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::HUP).unwrap();
+    let begun = manager.through("RELOADING", &server);
+    let since = value(begun.last().unwrap(), "MONOTONIC_USEC");
+    assert!(since.is_some_and(|t| t.parse::<u64>().unwrap() > 0), "{begun:?}");
+    manager.through("READY", &server);
+    assert!(server.log().contains("SIGHUP: reloaded"), "{}", server.log());
+}
+
+#[test]
 fn somebody_elses_watchdog_gets_no_ping() {
     let place = Place::new();
     let manager = Manager::new(&place);
