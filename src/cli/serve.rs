@@ -262,10 +262,6 @@ async fn shut_down(
     while !(committer.is_finished() && compactor.is_finished()) && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    if !(committer.is_finished() && compactor.is_finished()) {
-        // A call of the store may outlast the deadline: nobody else may open the log while that thread could still write to it.
-        std::mem::forget(m._lock);
-    }
     if poisoned { EXIT_IO } else { 0 }
 }
 
