@@ -240,10 +240,11 @@ def container(r, all_stages, root, built, args):
 
     process, entry = start(1)
     r.ok("dockerfile/healthcheck", f"{' '.join(health)}: 0 once it serves, also with --ready; listening on {env['ARC_SERVER_HOST']}")
-    token = re.search(r"[A-Za-z0-9_\-]{32,}", "".join(l for l in open(f"{built}/out-1") if "oken" in l))
+    printed = lambda n: re.search(r"ADMIN TOKEN.*?\s(\S{40,})", open(f"{built}/out-{n}").read(), re.S)
+    token = printed(1)
     without = write({}, 1)
     r.check(without[0] == 401 and token, "dockerfile/auth", f"a write without a token: {without[0]}; the admin token was {'printed' if token else 'NOT printed'} by the first start")
-    headers = {"Authorization": f"Bearer {token.group(0)}"} if token else {}
+    headers = {"Authorization": f"Bearer {token.group(1)}"} if token else {}
     first = write(headers, 1)
     process.send_signal(getattr(signal, get("STOPSIGNAL")))
     code = process.wait(40)
@@ -253,7 +254,7 @@ def container(r, all_stages, root, built, args):
     r.check(owners == {10001}, "dockerfile/volume", f"{sorted(os.listdir(root + '/var/lib/arc'))} belong to {owners}")
     process, entry = start(2)
     second = write(headers, 2)
-    again = re.search(r"[A-Za-z0-9_\-]{40,}", "".join(l for l in open(f"{built}/out-2") if "oken" in l))
+    again = printed(2)
     process.send_signal(signal.SIGTERM)
     code = process.wait(40)
     undo(entry)
