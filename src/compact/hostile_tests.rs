@@ -629,7 +629,7 @@ fn every_acknowledged_row_is_in_a_hostile_store_exactly_once() {
 /// The same through the client of a real store, against what a wire and a store behind it can do.
 #[test]
 fn every_acknowledged_row_is_behind_a_hostile_wire_exactly_once() {
-    for seed in seeds(120) {
+    for seed in seeds(40) {
         one_server(seed, true);
     }
 }

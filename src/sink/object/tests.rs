@@ -54,7 +54,8 @@ fn once(sim: &SimS3, op: StoreOp, fault: WireFault) {
 
 /// Lets what runs in the background come to its end.
 fn settle(sink: &ObjectSink) {
-    sink.shared.driver.block_on(tokio::time::sleep(Duration::from_secs(100)));
+    // A timer is made within a runtime.
+    sink.shared.driver.block_on(async { tokio::time::sleep(Duration::from_secs(100)).await });
 }
 
 const SMALL: &[u8] = b"small";
