@@ -116,7 +116,7 @@ def backlog(server):
     return server.get_json("/api/v1/status")[1]["backlog"]["bytes"]
 
 
-def finish(r, name, place, servers, memory, args, extra="", logs=(), kills=0):
+def finish(r, name, place, servers, memory, args, extra="", logs=(), kills=0):  # `kills`: what may have left a probe behind
     """Everything is flushed by servers that run and see a store without faults; then the bucket is judged."""
     place.proxy.set()
     place.proxy.refuse(False)
@@ -154,7 +154,7 @@ def finish(r, name, place, servers, memory, args, extra="", logs=(), kills=0):
         findings = found.get("findings")
         clean = clean and p.returncode == 0 and not findings
         told.append(f"{p.returncode} {found.get('verdict')}{str(findings or '')[:400]}{p.stderr.decode(errors='replace')[-200:] if p.returncode else ''}")
-    # A kill between the two calls of a probe leaves a few bytes.
+    # A kill between the two calls of a probe, or a fault of the second, leaves a few bytes.
     probes = [k for k, _ in place.store.objects(place.bucket) if "/probe-" in k]
     extra = f"{extra}; flushed in {drained_after:.1f} s, backlog {left_bytes} bytes, quarantine {quarantined}, exit {codes}; RssAnon at most {most} MiB"
     judge(r, name, place.ledger, lake, extra)
@@ -336,6 +336,7 @@ def outage(r, args, store, fault):
     finish(
         r, name, place, [server], [memory], args,
         f"{'large' if large else 'small'} outputs; backlog {peak >> 20} MiB at the end of the spell ({shipped_during} sequences shipped in it), drained {took:.1f} s after{f', {moved} halves moved away by hand' if moved else ''}; seed {args.seed}",
+        kills=sum(place.proxy.faults().values()),
     )
 
 
