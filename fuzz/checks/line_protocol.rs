@@ -73,7 +73,8 @@ fn one(how: u8, body: &[u8]) {
     // Against what it has defined itself, the body comes to the same.
     admitted.reservation.settle(1);
     let again = decode(body, &o, &InCatalog { catalog: &catalog, database: "db" }).unwrap();
-    let told = |l: &Lines| l.report.details.iter().map(|d| (d.line, d.conflict)).collect::<Vec<_>>();
+    // Which of two faults of a line is told first may change with what is defined.
+    let told = |l: &Lines| l.report.details.iter().map(|d| d.line).collect::<Vec<_>>();
     assert_eq!((again.report.lines, again.report.bad, told(&again)), (lines.report.lines, lines.report.bad, told(&lines)));
     let second = now(admit(&catalog, "db", again.tables, None, 1, 1 << 24)).unwrap_or_else(|e| panic!("the same request again: {e}"));
     assert!(!second.reservation.defines() && second.rows == accepted);

@@ -48,7 +48,8 @@ pub struct DirEntry {
 pub trait Vfs: Send + Sync + Debug {
     /// Entries of `dir`, sorted by name. Names that are not UTF-8 are left out: none of ours is.
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
-    /// Creates `dir` (mode 0700) and its parents, and syncs each parent in which one was created.
+    /// Creates `dir` (mode 0700) and its parents, and syncs each parent in which one was created, now or by a run that ended before its sync:
+    /// each is synced before the next is made, so that this can only be the deepest one found.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Creates a file that must not exist, mode 0600, for reading and writing.
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>>;

@@ -42,20 +42,22 @@ impl Vfs for OsVfs {
             let Some(p) = at.parent() else { break };
             at = p.to_path_buf();
         }
+        let above = |d: &Path| d.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_path_buf() });
+        // An earlier run may have made the deepest one that is there, and ended before its sync. A parent that may not be opened or written
+        // was not that run's.
+        if let Some(parent) = above(&at) {
+            match self.sync_dir(&parent) {
+                Err(e) if !matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => return Err(e),
+                _ => {}
+            }
+        }
         for d in missing.iter().rev() {
             match fs::DirBuilder::new().mode(0o700).create(d) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
-            let parent = d.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            self.sync_dir(parent)?;
-        }
-        if missing.is_empty() {
-            // An earlier run may have made it and ended before the sync. A parent that may not be opened was not made by us.
-            let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            match self.sync_dir(parent) {
-                Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(e),
-                _ => {}
+            if let Some(parent) = above(d) {
+                self.sync_dir(&parent)?;
             }
         }
         Ok(())

@@ -177,6 +177,14 @@ fn has_test(text: &str, name: &str) -> bool {
 /// Bugs of our own that a method of docs/testing.md has found: what it was and what found it, and the tests that hold it.
 const OWN: &[(&str, &[(&str, &str)])] = &[
     (
+        "a log's directory that a failed first start had left was never synced into its parent: a power cut took all of it (seed 32)",
+        &[("src/vfs/sim/tests.rs", "a_directory_whose_sync_failed_is_durable_before_anything_stands_in_it")],
+    ),
+    (
+        "text of a string behind an error of its line was stored as a line (cases of line protocol)",
+        &[("src/decode/line_protocol/tests/refused.rs", "text_in_strings_is_no_line")],
+    ),
+    (
         "a torn pad was declared durable, and was damage a start later (crash matrix; recover_dir)",
         &[
             ("src/wal/decision_tests.rs", "a_torn_pad_behind_the_last_mark_is_no_damage_later"),

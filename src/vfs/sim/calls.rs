@@ -252,6 +252,9 @@ impl Vfs for SimVfs {
             missing.push(at.clone());
             at = parent(&at);
         }
+        if let Some(above) = at.parent() {
+            self.sync_dir(above)?;
+        }
         for path in missing.iter().rev() {
             let (up, name) = (parent(path), file_name(path)?);
             {
@@ -266,9 +269,6 @@ impl Vfs for SimVfs {
                 d.leave(go)?;
             }
             self.sync_dir(&up)?;
-        }
-        if missing.is_empty() {
-            self.sync_dir(&parent(dir))?;
         }
         Ok(())
     }

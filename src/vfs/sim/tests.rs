@@ -174,3 +174,15 @@ fn a_full_disk_and_random_faults_are_those_that_were_asked_for() {
     assert!(vfs.create_new(&p("g")).is_err());
     assert_eq!(d.injected().get("error on a name"), Some(&1));
 }
+
+#[test]
+fn a_directory_whose_sync_failed_is_durable_before_anything_stands_in_it() {
+    let d = disk(1);
+    // The directory is made, its parent's sync fails; the next start finds it.
+    d.script(3, Fault::Errno(libc::EIO));
+    assert!(d.vfs().create_dir_all(Path::new("/data/wal")).is_err());
+    d.kill();
+    d.vfs().create_dir_all(Path::new("/data/wal")).unwrap();
+    d.crash();
+    assert!(d.vfs().list(Path::new("/data/wal")).is_ok());
+}
