@@ -316,7 +316,7 @@ schema! {
         s3_bucket: Maybe = String::new();
         /// Region of the bucket; empty takes AWS_REGION, else us-east-1.
         s3_region: Maybe = String::new();
-        /// host[:port] or URL of a store that speaks S3; empty is Amazon's.
+        /// Host, host:port or URL of a store that speaks S3; empty is Amazon's.
         s3_endpoint: Maybe = String::new();
         /// What stands before every key, such as "lake/eu".
         s3_prefix: Maybe = String::new();
@@ -340,7 +340,7 @@ schema! {
         azure_access_key: Secret = Secret::default();
         /// Shared access signature in place of a key.
         azure_sas_token: Secret = Secret::default();
-        /// URL of the blob service; empty is https://<account>.blob.core.windows.net.
+        /// URL of the blob service; empty is ACCOUNT.blob.core.windows.net by https.
         azure_endpoint: Maybe = String::new();
         /// The endpoint is an emulator: the account is part of the path.
         azure_use_emulator: Flag = false;

@@ -9,7 +9,7 @@
 //! after every earlier upload for that name was aborted, so that no completion that was given up can come later
 //! (INVARIANT(abort-before-retry)).
 //!
-//! Everything waits in [`Driver::block_on`], on the threads of whoever calls: never on those that serve requests.
+//! Everything waits in `Driver::block_on`, on the threads of whoever calls: never on those that serve requests.
 
 mod backends;
 mod errors;
