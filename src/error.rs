@@ -38,11 +38,16 @@ impl Reason {
     }
 
     /// Seconds a client should wait (`Retry-After`).
+    ///
+    /// Clients that follow it try three to five times and then drop the batch, so it is about as long as what it stands for usually
+    /// lasts: a moment, a start, a compaction, an operator.
     pub fn retry_after(self) -> u32 {
         match self {
             Self::NotStored | Self::UnknownOutcome => 1,
-            Self::Backlog | Self::Recovering | Self::Shutdown => 2,
-            Self::DiskFull | Self::Poisoned | Self::Paused => 5,
+            Self::Recovering | Self::Shutdown => 3,
+            Self::Backlog => 10,
+            Self::DiskFull => 15,
+            Self::Poisoned | Self::Paused => 30,
         }
     }
 }

@@ -127,11 +127,16 @@ impl Drop for Share {
     }
 }
 
+/// Whether the client has shown that it sends what it has declared.
+fn proved(total: usize, declared: usize) -> bool {
+    total >= declared / PROOF_PART
+}
+
 /// The size of a body's buffer when `total` bytes of it have come: twice that, and all of it once the client has shown that it sends.
 fn capacity(total: usize, declared: Option<usize>, max: usize) -> usize {
     let twice = total.saturating_mul(2).max(FIRST);
     match declared {
-        Some(all) if total >= all / PROOF_PART => all,
+        Some(all) if proved(total, all) => all,
         Some(all) => twice.min(all),
         None => twice.min(max),
     }
@@ -196,7 +201,9 @@ impl Inbound {
                 return Err(too_large(max, &app.settings));
             }
             if first.is_empty() && rest.is_empty() {
-                share.grow(app, total).await?;
+                // All that it will need in one go, as soon as it may have that: bodies that hold a part of the room and wait for the rest
+                // wait for each other.
+                share.grow(app, declared.filter(|all| proved(total, *all)).unwrap_or(total)).await?;
                 first = piece;
             } else {
                 if total > rest.capacity() {

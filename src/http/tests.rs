@@ -218,7 +218,7 @@ impl Client {
 
     /// The next answer; `None` when the connection ends first.
     async fn answer(&mut self, head_only: bool) -> Option<Answer> {
-        timeout(Duration::from_secs(10), self.read_answer(head_only)).await.expect("an answer or the end within ten seconds")
+        timeout(Duration::from_secs(60), self.read_answer(head_only)).await.expect("an answer or the end within a minute")
     }
 
     async fn read_answer(&mut self, head_only: bool) -> Option<Answer> {
