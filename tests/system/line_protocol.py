@@ -307,13 +307,15 @@ def check_routes(results, golden, directory):
     server.stop()
 
 
-def batches(golden, size, same_points):
+def batches(golden, size, for_influxd):
     """Bodies joined by newlines, so that no case of a batch depends on another: no two types for one column, no tag that is a field
-    elsewhere, no line whose end depends on what follows it, and no point twice unless that is said to do no harm."""
+    elsewhere, no line whose end depends on what follows it; for influxd also no point twice, and no refused line with quotes, which
+    may take the next lines along (rule `stray-quote`)."""
     waiting = []
     for x in golden:
         odd_quotes = x["bytes"].replace(b"\\\\", b"").replace(b'\\"', b"").count(b'"') % 2
-        if not x["precision"] and not odd_quotes and not x["bytes"].rstrip(b"\r\n").endswith(b"\\") and not x["bytes"].endswith(b"\r"):
+        stray = for_influxd and x["arc"][0] == 400 and b'"' in x["bytes"]
+        if not x["precision"] and not stray and not odd_quotes and not x["bytes"].rstrip(b"\r\n").endswith(b"\\") and not x["bytes"].endswith(b"\r"):
             waiting.append(x)
     while waiting:
         batch, left, kinds, points, names = [], [], {}, set(), {}
@@ -324,7 +326,7 @@ def batches(golden, size, same_points):
                 for k, kind in [*((k, "tag") for k in tags), *((k, v.split(":", 1)[0]) for k, v in fields.items())]:
                     own_kinds[table, k] = kind
                     own_names[table, k.lower()] = k
-            clash = any(kinds.get(k, v) != v for k, v in own_kinds.items()) or (not same_points and any(p in points for p in own_points)) or any(names.get(k, v) != v for k, v in own_names.items())
+            clash = any(kinds.get(k, v) != v for k, v in own_kinds.items()) or (for_influxd and any(p in points for p in own_points)) or any(names.get(k, v) != v for k, v in own_names.items())
             if clash or len(batch) >= size:
                 left.append(x)
                 continue
@@ -345,7 +347,7 @@ def check_batches(results, golden, directory, with_influxd):
     agreed = [x for x in golden if x["influxd"] == x["arc"]]
     disputed = [x for x in golden if x["influxd"] != x["arc"]]
     for both, group in ((True, agreed), (False, disputed), (False, golden)):
-        for batch in batches(group, 100, not both):
+        for batch in batches(group, 100, both):
             body = b"\n".join(x["bytes"] for x in batch)
             expected, bad, _ = model(body)
             # The model knows nothing of batches: alone and together must come to the same.
@@ -418,15 +420,20 @@ def main():
     p = parser(__doc__.split("\n", 1)[0], every=1)
     p.add_argument("--record", action="store_true")
     p.add_argument("--crate")
+    p.add_argument("--only", default="file,influxd,arc,routes,batches")
     args = p.parse_args()
     if args.record:
         return record(args.crate)
     results = Results()
     golden = load()
-    case(results, "line-protocol-file", check_file, results, golden)
+    only = args.only.split(",")
+    if "file" in only:
+        case(results, "line-protocol-file", check_file, results, golden)
     sample = golden[args.seed % args.every :: args.every]
     with_influxd = find("influxd") is not None
-    if with_influxd:
+    if "influxd" not in only:
+        pass
+    elif with_influxd:
         case(results, "line-protocol-influxd", check_influxd, results, sample)
     else:
         results.skip("line-protocol-influxd", missing("influxd"))
@@ -436,9 +443,12 @@ def main():
         results.skip("line-protocol-arc", "pyarrow is not installed (pip install pyarrow)")
         return results.end()
     directory = workdir(args.keep)
-    case(results, "line-protocol-arc", check_arc, results, golden, directory)
-    case(results, "line-protocol-routes", check_routes, results, golden[args.seed % 4 :: 4], directory)
-    case(results, "line-protocol-batches", check_batches, results, sample, directory, with_influxd)
+    if "arc" in only:
+        case(results, "line-protocol-arc", check_arc, results, golden, directory)
+    if "routes" in only:
+        case(results, "line-protocol-routes", check_routes, results, golden[args.seed % 4 :: 4], directory)
+    if "batches" in only:
+        case(results, "line-protocol-batches", check_batches, results, sample, directory, with_influxd)
     return results.end()
 
 

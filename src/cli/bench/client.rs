@@ -3,6 +3,7 @@
 //! The caller learns whether a complete answer came. Everything else is an error, after which nobody knows whether the
 //! request was done.
 
+use crate::config::value::Secret;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,6 +20,8 @@ pub struct Target {
     pub port: u16,
     /// Path and query.
     pub path: String,
+    /// Sent with every request; empty: none.
+    pub token: Secret,
 }
 
 impl Target {
@@ -42,19 +45,22 @@ impl Target {
             return bad("the host is missing or not understood");
         }
         let path = if path.is_empty() || path == "/" { otherwise } else { path };
-        Ok(Self { host: host.to_owned(), port, path: path.to_owned() })
+        Ok(Self { host: host.to_owned(), port, path: path.to_owned(), token: Secret::default() })
     }
 
     /// The head of a write, up to and with the empty line.
     pub fn head(&self, database: &str, encoding: Option<&str>, key: Option<&str>, length: usize, out: &mut Vec<u8>) {
         use io::Write as _;
-        let Self { host, port, path } = self;
+        let Self { host, port, path, token } = self;
         // Writing to a Vec cannot fail.
         let _ = write!(
             out,
             "POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/octet-stream\r\nx-arc-database: {database}\r\n\
              content-length: {length}\r\n"
         );
+        if !token.is_empty() {
+            let _ = write!(out, "authorization: Bearer {}\r\n", token.reveal());
+        }
         if let Some(encoding) = encoding {
             let _ = write!(out, "content-encoding: {encoding}\r\n");
         }
@@ -299,6 +305,13 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.starts_with("POST /api/v1/write/msgpack HTTP/1.1\r\nhost: h:1\r\n") && text.ends_with("\r\n\r\n"));
         assert!(text.contains("content-length: 5\r\ncontent-encoding: gzip\r\nidempotency-key: k-1\r\n"));
+        assert!(!text.contains("authorization"));
+
+        let mut out = Vec::new();
+        let target = Target { token: Secret::new("arc_0123"), ..Target::parse("http://h:1", PATH).unwrap() };
+        target.head("bench", None, None, 5, &mut out);
+        assert!(String::from_utf8(out).unwrap().contains("\r\nauthorization: Bearer arc_0123\r\n\r\n"));
+        assert!(!format!("{target:?}").contains("arc_0123"));
     }
 
     fn answer(bytes: &[u8]) -> io::Result<Answer> {

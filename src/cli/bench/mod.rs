@@ -20,9 +20,9 @@ mod run;
 
 use super::{EXIT_FAILURE, EXIT_IO, Global};
 use crate::config::is_loopback;
-use crate::config::value::parse_duration;
+use crate::config::value::{Secret, parse_duration};
 use clap::{Args, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -101,6 +101,9 @@ pub struct RunArgs {
     /// Server to write to; without a path the route of the format
     #[arg(long, required = true, value_name = "URL")]
     pub url: Option<String>,
+    /// File whose first line is a token that may write to the database `bench`
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// Connections, each with one request at a time
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub connections: u32,
@@ -157,13 +160,22 @@ pub fn run(global: &Global, args: BenchArgs) -> ExitCode {
         return verify::run(global, args);
     }
     let args = args.run;
-    let target = match client::Target::parse(args.url.as_deref().unwrap_or_default(), args.format.path()) {
+    let mut target = match client::Target::parse(args.url.as_deref().unwrap_or_default(), args.format.path()) {
         Ok(target) => target,
         Err(e) => {
             global.error(e);
             return ExitCode::from(2);
         }
     };
+    if let Some(file) = &args.token_file {
+        match read_token(file) {
+            Ok(token) => target.token = token,
+            Err(e) => {
+                global.error(format_args!("--token-file {}: {e}", file.display()));
+                return ExitCode::from(EXIT_IO);
+            }
+        }
+    }
     if !args.allow_remote && !is_loopback(&target.host) {
         global.error(format_args!("--url: {} is not this machine; add --allow-remote if it may be put under load", target.host));
         return ExitCode::from(2);
@@ -194,4 +206,14 @@ pub fn run(global: &Global, args: BenchArgs) -> ExitCode {
             ExitCode::from(EXIT_IO)
         }
     }
+}
+
+fn read_token(file: &Path) -> Result<Secret, String> {
+    let text = std::fs::read_to_string(file).map_err(|e| e.to_string())?;
+    let token = text.lines().next().unwrap_or_default().trim();
+    // What is there instead may be a secret too.
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("expected a token in the first line, printable ASCII without spaces, as `arc token create` prints it".into());
+    }
+    Ok(Secret::new(token))
 }
