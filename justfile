@@ -61,7 +61,7 @@ ops:
 openapi:
     tests/system/run openapi_fuzz
 
-# Measures the Parquet encoder.
+# Measures the decoders and the Parquet encoder.
 bench:
     cargo bench
 

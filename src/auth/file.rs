@@ -133,8 +133,14 @@ pub(super) fn read(path: &Path) -> Result<Option<(Contents, Stamp)>, AuthError> 
     }
     let mut bytes = Vec::new();
     (&file).take(MAX_FILE).read_to_end(&mut bytes).map_err(|e| io_error(path, "cannot be read", e))?;
-    // The error of serde names line and column, never a value that could be a secret.
-    let contents: Contents = serde_json::from_slice(&bytes).map_err(|e| corrupt("tokens in JSON", e.to_string()))?;
+    // These texts quote what stands there, and somebody may have put a secret there.
+    let quotes =
+        |text: &str| ["invalid type", "invalid value", "invalid length", "unknown variant"].iter().any(|start| text.starts_with(start));
+    let place = |e: serde_json::Error| {
+        let text = e.to_string();
+        if quotes(&text) { format!("another kind of value at line {} column {}", e.line(), e.column()) } else { text }
+    };
+    let contents: Contents = serde_json::from_slice(&bytes).map_err(|e| corrupt("tokens in JSON", place(e)))?;
     if contents.format != FORMAT {
         return Err(corrupt("format 1", format!("format {}", contents.format)));
     }
@@ -180,7 +186,7 @@ pub(super) fn lock(path: &Path) -> Result<Lock, AuthError> {
 /// Replaces the file durably: whoever reads it sees the old or the new one whole, and it is never open to others.
 ///
 /// # Errors
-/// [`AuthError::Io`]. The old file stands then, or (if only the sync of the directory failed) the new one.
+/// [`AuthError::Refused`] for more than can be read again; [`AuthError::Io`]. The old file stands then, or (if only the sync of the directory failed) the new one.
 pub(super) fn write(path: &Path, contents: &Contents, _lock: &Lock) -> Result<Stamp, AuthError> {
     let dir = directory(path);
     let Some(name) = path.file_name() else {
@@ -198,6 +204,12 @@ pub(super) fn write(path: &Path, contents: &Contents, _lock: &Lock) -> Result<St
 
 fn replace(path: &Path, dir: &Path, temporary: &Path, contents: &Contents) -> Result<Stamp, AuthError> {
     let text = serde_json::to_vec_pretty(contents).map_err(|e| io_error(path, "cannot be encoded", e.into()))?;
+    if text.len() as u64 >= MAX_FILE {
+        let (path, found) = (path.display(), text.len());
+        return Err(AuthError::Refused(format!(
+            "auth.token_file {path}: expected at most {MAX_FILE} bytes, it would have {found}; delete tokens, or limit them to fewer databases"
+        )));
+    }
     // Under the lock, what has this name is left of an edit that did not end.
     match std::fs::remove_file(temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(path, "its temporary file cannot be removed", e)),

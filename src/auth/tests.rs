@@ -112,7 +112,7 @@ fn a_bad_file_is_refused_and_keeps_the_tokens_of_a_running_server() {
         (r#"{"format":1,"next_id":1,"tokens":[],"more":1}"#, "unknown field"),
     ];
     let edited = [
-        (good.replace("\"admin\"", "\"root\""), "unknown variant"),
+        (good.replace("\"admin\"", "\"root\""), "another kind of value at line"),
         (good.replace("\"admin\"\n", "\"admin\"\n],\"limit\":["), "unknown field"),
         (good.replace("\"next_id\": 2", "\"next_id\": 1"), "next_id 1"),
         (good.replace("\"sha256\": \"", "\"sha256\": \"0"), "64 hexadecimal"),

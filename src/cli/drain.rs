@@ -274,6 +274,10 @@ impl Machines {
         if self.committer.is_finished() {
             return Some(Ended::Thread("committer"));
         }
+        // Without a spare nothing seals.
+        if self.preparer.as_ref().is_some_and(JoinHandle::is_finished) {
+            return Some(Ended::Thread("preallocator"));
+        }
         None
     }
 

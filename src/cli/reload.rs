@@ -20,8 +20,8 @@ impl std::fmt::Debug for Levels {
 }
 
 fn filter(config: &Config) -> EnvFilter {
-    let text = config.log_filter.clone().unwrap_or_else(|| config.log.level.to_string());
-    EnvFilter::try_new(&text).unwrap_or_else(|_| EnvFilter::new("info"))
+    let of_environment = config.log_filter.as_deref().and_then(|text| EnvFilter::try_new(text).ok());
+    of_environment.unwrap_or_else(|| EnvFilter::new(config.log.level.to_string()))
 }
 
 /// Log lines go to stderr from here on.
@@ -31,6 +31,11 @@ pub fn init_logging(config: &Config, global: &Global) -> Levels {
         config::LogFormat::Text => true,
         config::LogFormat::Json => false,
     };
+    if let Some(text) = &config.log_filter
+        && let Err(e) = EnvFilter::try_new(text)
+    {
+        global.warn(format_args!("ARC_LOG: expected a filter such as info or arc_ingest=debug, found {text:?} ({e}); log.level is used"));
+    }
     let b = tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(std::io::stderr);
     // Fails only when a subscriber is set already, in tests.
     if text {
@@ -72,7 +77,7 @@ impl Reload {
                 for w in &warnings {
                     tracing::warn!("{w}");
                 }
-                if new.log.level != self.config.log.level || new.log_filter != self.config.log_filter {
+                if new.log.level != self.config.log.level {
                     self.config.log.level = new.log.level;
                     if (self.levels.0)(filter(&self.config)) {
                         done.push(match &self.config.log_filter {

@@ -108,7 +108,10 @@ async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Leve
             return code;
         }
     };
-    let _ = print(&banner(&config, &access.banner(address, first.as_ref()), file));
+    let shown = print(&banner(&config, &access.banner(address, first.as_ref()), file));
+    if shown != ExitCode::SUCCESS && first.is_some() {
+        tracing::warn!("the first token could not be shown on stdout; `arc token create NAME --permissions admin` makes another");
+    }
     drop((preset, first));
     let mut reload = Reload::new(global, &config, levels, access.clone(), Arc::clone(&metrics));
     tokio::spawn(async move {
@@ -232,7 +235,7 @@ async fn watch(m: &Machines, config: &Config, term: &mut tokio::signal::unix::Si
     }
 }
 
-/// Stops accepting, finishes what has come, ships what the deadline allows, seals. What is not shipped stays in the log.
+/// Stops accepting, finishes the requests whose body is there (503 to the others), ships what the deadline allows, seals. What is not shipped stays in the log.
 async fn shut_down(
     config: &Config,
     m: Machines,

@@ -88,7 +88,8 @@ struct Index {
 
 impl Index {
     fn new(rows: usize) -> Self {
-        let slots = if rows >= FEW { 4 * FEW } else { 64 };
+        // A request may have many columns with a value each.
+        let slots = if rows >= FEW { 4 * FEW } else { 16 };
         Self { slots: vec![Slot::default(); slots], seeds: *SEEDS, starts: Vec::new(), last: Key::default(), last_code: 0 }
     }
 

@@ -26,6 +26,8 @@ pub struct Bounds {
 const IN_MEMORY: usize = 4;
 /// Bytes of a cell in memory, for all that matters here.
 const CELL: usize = 8;
+/// Bytes of a column with its name, its places in the indexes and the index of its strings, its cells not counted.
+const COLUMN: usize = 2048;
 
 impl Bounds {
     /// Most cells of a request, times included. A number of one byte takes eight when it is decoded.
@@ -74,11 +76,12 @@ pub struct Budget {
     pub bounds: Bounds,
     padding: usize,
     cells: usize,
+    columns: usize,
 }
 
 impl Budget {
     pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, padding: 0, cells: 0 }
+        Self { bounds, padding: 0, cells: 0, columns: 0 }
     }
 
     /// Counts the cells of an item before they are decoded.
@@ -96,6 +99,38 @@ impl Budget {
             )));
         }
         Ok(())
+    }
+
+    /// Counts new columns before they are made. As many as one table may have cost nothing; each beyond them counts as the cells that take
+    /// its place in memory: a few bytes of a body make a column.
+    ///
+    /// # Errors
+    /// [`RequestError::TooLarge`] when the request has too many.
+    pub fn add_columns(&mut self, table: &str, columns: usize) -> Result<(), RequestError> {
+        self.columns = self.columns.saturating_add(columns);
+        let beyond = self.columns.saturating_sub(self.bounds.max_columns).min(columns);
+        if beyond == 0 {
+            return Ok(());
+        }
+        self.cells = self.cells.saturating_add(beyond.saturating_mul(COLUMN / CELL));
+        if self.cells > self.bounds.cells() {
+            return Err(RequestError::TooLarge(format!(
+                "table '{}': the request has {} columns so far, in all its tables, and with its values they take more than {} bytes in memory \
+                 ({IN_MEMORY} times ingest.max_record_size); split it",
+                shown(table),
+                self.columns,
+                self.bounds.cells().saturating_mul(CELL)
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a request's next table when it has as many as there may be pairs of table and hour: each table has a row.
+    ///
+    /// # Errors
+    /// [`RequestError::TooLarge`].
+    pub fn check_tables(&self, tables: usize) -> Result<(), RequestError> {
+        if tables >= self.bounds.max_partitions { too_many_partitions(&self.bounds) } else { Ok(()) }
     }
 
     /// Pads a column with NULL. Items that each name other columns would otherwise turn a small body into a huge table.
@@ -168,10 +203,11 @@ impl TableBuilder {
     /// The position of a column that the present item has not used yet, padded with NULL up to the item's first row.
     ///
     /// # Errors
-    /// [`RequestError::Invalid`] for a bad name, a column given twice, and too many columns.
+    /// [`RequestError::Invalid`] for a bad name, a column given twice, and too many columns of the table; [`RequestError::TooLarge`] for too
+    /// many columns or cells left out of the request.
     pub fn column(&mut self, name: &str, tag: bool, budget: &mut Budget) -> Result<usize, RequestError> {
         let hit = self.columns.get(self.hint).is_some_and(|c| c.tag() == tag && c.name() == name);
-        let at = if hit { self.hint } else { self.find_or_add(name, tag, &budget.bounds)? };
+        let at = if hit { self.hint } else { self.find_or_add(name, tag, budget)? };
         self.hint = at + 1;
         let rows = self.time.len();
         let Some(column) = self.columns.get_mut(at) else {
@@ -184,14 +220,15 @@ impl TableBuilder {
         Ok(at)
     }
 
-    fn find_or_add(&mut self, name: &str, tag: bool, bounds: &Bounds) -> Result<usize, RequestError> {
+    fn find_or_add(&mut self, name: &str, tag: bool, budget: &mut Budget) -> Result<usize, RequestError> {
         let known = self.index.get(name).copied().unwrap_or_default();
         let [field, as_tag] = known;
         if let Some(at) = if tag { as_tag } else { field } {
             return Ok(at as usize);
         }
         check_column_name(&self.name, name)?;
-        check_columns(&self.name, self.columns.len() + 1, bounds)?;
+        check_columns(&self.name, self.columns.len() + 1, &budget.bounds)?;
+        budget.add_columns(&self.name, 1)?;
         let at = self.columns.len();
         let added = Some(at as u32);
         self.index.insert(name.to_owned(), if tag { [field, added] } else { [added, as_tag] });
@@ -297,7 +334,7 @@ impl Tables {
     /// The table of that name, added if new; the caller adds at least one row.
     ///
     /// # Errors
-    /// [`RequestError::Invalid`] for a bad name or too many tables.
+    /// [`RequestError::Invalid`] for a bad name or too many tables, [`RequestError::TooLarge`] for more of them than partitions.
     pub fn table(&mut self, name: &str) -> Result<(&mut TableBuilder, &mut Budget), RequestError> {
         if self.tables.get(self.last).is_none_or(|t| t.name != name) {
             self.last = match self.index.get(name) {
@@ -307,6 +344,7 @@ impl Tables {
                     if self.tables.len() >= self.budget.bounds.max_tables {
                         return invalid(format!("request has more than {} tables (ingest.max_tables)", self.budget.bounds.max_tables));
                     }
+                    self.budget.check_tables(self.tables.len())?;
                     self.index.insert(name.to_owned(), self.tables.len());
                     self.tables.push(new);
                     self.tables.len() - 1
@@ -333,13 +371,15 @@ pub(crate) fn check_partitions<'a>(times: impl Iterator<Item = &'a [i64]>, bound
     for time in times {
         partitions += hours(time, bounds.max_partitions);
         if partitions > bounds.max_partitions {
-            return Err(RequestError::TooLarge(format!(
-                "request covers more than {} pairs of table and hour (ingest.max_partitions); split it",
-                bounds.max_partitions
-            )));
+            return too_many_partitions(bounds);
         }
     }
     Ok(())
+}
+
+fn too_many_partitions(bounds: &Bounds) -> Result<(), RequestError> {
+    let most = bounds.max_partitions;
+    Err(RequestError::TooLarge(format!("request covers more than {most} pairs of table and hour (ingest.max_partitions); split it")))
 }
 
 /// Distinct hours of `time`, counted to one past `max` at most.
@@ -361,4 +401,31 @@ fn hours(time: &[i64], max: usize) -> usize {
         }
     }
     seen.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_and_tables_count_before_they_are_made() {
+        let bounds = Bounds { max_columns: 100, max_tables: 1000, max_partitions: 30, max_bytes: 1 << 20 };
+        let fill = |bounds: Bounds, tables: usize| {
+            let mut all = Tables::new(bounds);
+            for table in 0..tables {
+                let (t, budget) = all.table(&format!("t{table}"))?;
+                for column in 0..100 {
+                    t.column(&format!("c{column}"), false, budget)?;
+                }
+                t.add_times(&[1])?;
+            }
+            Ok(all.tables.len())
+        };
+        assert_eq!(fill(bounds, 20), Ok(20));
+        let refused = fill(Bounds { max_bytes: 256 << 10, ..bounds }, 20).unwrap_err();
+        assert!(matches!(&refused, RequestError::TooLarge(m) if m.contains("columns so far")), "{refused:?}");
+        assert_eq!(fill(Bounds { max_bytes: 1 << 10, ..bounds }, 1), Ok(1));
+        let refused = fill(Bounds { max_partitions: 10, ..bounds }, 11).unwrap_err();
+        assert!(matches!(&refused, RequestError::TooLarge(m) if m.contains("more than 10 pairs")), "{refused:?}");
+    }
 }

@@ -37,7 +37,7 @@ pub(super) fn granules(bytes: usize) -> u32 {
 /// Room for the bytes of all bodies, in granules.
 ///
 /// INVARIANT(small-bodies-pass): neither large bodies nor what they wait for can take the reserved part, and what a client has announced
-/// but not sent takes no room.
+/// takes no room before it has sent a part of it (`PROOF_PART`).
 #[derive(Debug)]
 pub(super) struct Room {
     common: Arc<Semaphore>,

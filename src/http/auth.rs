@@ -59,7 +59,8 @@ pub(super) fn admit<B: Backend>(app: &App<B>, row: &RouteRow, call: &Call) -> Re
         Tier::Write => Permission::Write,
         Tier::Admin => Permission::Admin,
     };
-    let Some(token) = identify(app, row, call)? else { return Ok(Grant::Everything) };
+    // There are tokens, see above; without them nothing is granted here.
+    let Some(token) = identify(app, row, call)? else { return Ok(Grant::Nothing) };
     if !token.may(permission) {
         return Err(Failure::Forbidden(format!("token {} lacks the permission {:?}", token.id, permission.word())));
     }

@@ -127,7 +127,15 @@ impl Engine {
     /// The claim of a request with a key, or the answer that it had.
     async fn claim(&self, r: &Running, database: &str, key: Option<&str>, hash: impl FnOnce() -> [u8; 32]) -> Result<Claim, RequestError> {
         let Some(key) = key else { return Ok(Claim::None) };
-        match r.keys.begin(key_id(database, key), hash()).await {
+        // Retries must not gather behind a sync that hangs: each holds a connection and its body.
+        let begin = tokio::time::timeout(r.shared.settings.queue_timeout, r.keys.begin(key_id(database, key), hash())).await;
+        let Ok(begin) = begin else {
+            return Err(RequestError::unavailable(
+                Reason::NotStored,
+                "the first request with this Idempotency-Key is still on its way, longer than wal.queue_timeout; nothing is stored of this one",
+            ));
+        };
+        match begin {
             Begin::First(claim) => Ok(Claim::First(claim)),
             Begin::Stored { sequence, status } => {
                 self.metrics.ingest_replayed_keys_total.increment(1);
@@ -167,7 +175,8 @@ impl Engine {
         }
         refuse_full(r, &request.database, &decoded.tables)?;
         let entry = claim.as_ref().map(|c| c.entry);
-        let admitted = admit(&r.catalog, &request.database, decoded.tables, entry, receive_time_us, s.max_record_size).await?;
+        let admitted = admit(&r.catalog, &request.database, decoded.tables, entry, receive_time_us, s.max_record_size);
+        let admitted = in_time(r, admitted).await?;
         // What waits for the log from here on is bounded by its queue.
         drop(turn);
         self.metrics.ingest_decode_seconds.record(self.clock.monotonic().saturating_sub(started).as_secs_f64());
@@ -217,7 +226,8 @@ impl Engine {
             }
             let entry = claim.as_ref().map(|c| c.entry);
             attempts += 1;
-            match admit(&r.catalog, database, lines.tables, entry, receive_time_us, s.max_record_size).await {
+            let admitted = admit(&r.catalog, database, lines.tables, entry, receive_time_us, s.max_record_size);
+            match in_time(r, admitted).await {
                 Ok(admitted) => break (admitted, status, report),
                 // Other requests have made columns since the lines were read: read again, the lines that do not fit to them are left out.
                 Err(RequestError::Invalid(_)) if attempts < ATTEMPTS => {}
@@ -279,6 +289,15 @@ enum Claim {
 
 /// How often the lines of a body are read because the catalog changed while they were.
 const ATTEMPTS: u32 = 16;
+
+/// Bounds the wait for columns and tables that other requests define: they stay on their way while a sync hangs.
+async fn in_time(r: &Running, admitted: impl Future<Output = Result<Admitted, RequestError>>) -> Result<Admitted, RequestError> {
+    tokio::time::timeout(r.shared.settings.queue_timeout, admitted).await.unwrap_or_else(|_| {
+        let why =
+            "columns of the request are being defined by another that is still on its way, longer than wal.queue_timeout; send it again";
+        Err(RequestError::unavailable(Reason::NotStored, why))
+    })
+}
 
 /// Refuses what belongs to a table that cannot be shipped and has no more room to wait.
 fn refuse_full(r: &Running, database: &str, tables: &[TableBatch]) -> Result<(), RequestError> {
@@ -409,7 +428,9 @@ impl Backend for Engine {
             json!({"durable": w.durable, "shipped": w.shipped, "blocked": r.shared.blocked() != Blocked::No, "damage": r.control.damage().len()}),
         );
         if let Some(why) = r.control.forked() {
-            return Readiness { ready: false, reason: Some(why), progress };
+            // This route is open to all; what the log and the store disagree about is in the status.
+            let reason = if why.starts_with("forked") { "forked" } else { "refused" };
+            return Readiness { ready: false, reason: Some(reason.into()), progress };
         }
         match r.shared.admit() {
             Ok(_) => Readiness { ready: true, reason: None, progress },
@@ -454,7 +475,9 @@ impl Backend for Engine {
 mod tests {
     use super::*;
     use crate::clock::SystemClock;
+    use crate::wal::memory::{DiskCall, MemoryDisk};
     use std::io::Write as _;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     fn engine() -> Arc<Engine> {
         let bounds = Bounds { max_columns: 10, max_tables: 10, max_partitions: 10, max_bytes: 1 << 20 };
@@ -501,5 +524,55 @@ mod tests {
         drop(held);
         assert!(matches!(engine.inflated(gzip(4 * LARGE_BODY + 1)).await, Err(RequestError::TooLarge(_))));
         assert_eq!(engine.large.available_permits(), cores);
+    }
+
+    /// While a sync hangs, whoever waits for what it will settle is told so in time.
+    #[tokio::test]
+    async fn nobody_waits_for_long_behind_a_write_that_hangs() {
+        let disk = MemoryDisk::default();
+        let vfs: Arc<dyn crate::vfs::Vfs> = Arc::new(disk.clone());
+        let mut settings = crate::wal::testing::settings(std::path::Path::new("/log"), 1 << 14, crate::vfs::Engine::Pwrite);
+        settings.queue_timeout = Duration::from_millis(200);
+        let log = crate::wal::recover::open(&vfs, settings, SystemClock::shared(), Metrics::new(), &mut |_| {}, &mut |_| {}).unwrap();
+        let hangs = Arc::new(AtomicBool::new(true));
+        let hook = Arc::clone(&hangs);
+        disk.set_hook(move |call, _| {
+            while call == DiskCall::Sync && hook.load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            None
+        });
+        let committer = log.committer;
+        let committer = std::thread::spawn(move || committer.run());
+        let engine = engine();
+        engine.start(Running {
+            shared: Arc::clone(&log.shared),
+            appender: Appender::new(Arc::clone(&log.shared)),
+            catalog: Catalog::new(10, 10),
+            keys: Keys::new(Duration::from_secs(60), 10, SystemClock::shared()),
+            control: Control::new(Arc::clone(&log.shared), false),
+        });
+        let request = |key: Option<&str>, body: &'static [u8]| WriteRequest {
+            database: "db".into(),
+            time_unit: None,
+            idempotency_key: key.map(str::to_owned),
+            body: Bytes::from_static(body),
+            request_id: crate::http::RequestId::new("r").unwrap(),
+        };
+        // {"m": "t", "t": 1, "fields": {"f": 1}}, and the same with a text.
+        let one = b"\x83\xa1m\xa1t\xa1t\x01\xa6fields\x81\xa1f\x01";
+        let other_type = b"\x83\xa1m\xa1t\xa1t\x01\xa6fields\x81\xa1f\xa1x";
+        let mut first = Box::pin(engine.write(request(Some("k"), one)));
+        assert!(tokio::time::timeout(Duration::from_millis(500), &mut first).await.is_err(), "its sync hangs");
+        for (again, why) in [(request(Some("k"), one), "Idempotency-Key"), (request(None, other_type), "columns")] {
+            match tokio::time::timeout(Duration::from_secs(30), engine.write(again)).await.expect("an answer in time") {
+                Err(RequestError::Unavailable { reason: Reason::NotStored, message }) => assert!(message.contains(why), "{message}"),
+                outcome => panic!("{why}: {outcome:?}"),
+            }
+        }
+        hangs.store(false, SeqCst);
+        assert_eq!(first.await.unwrap(), WriteOutcome { sequence: Some(1), replayed: false });
+        log.shared.close_queue();
+        committer.join().unwrap();
     }
 }

@@ -74,8 +74,7 @@ const MAX_ERROR_HEADER: usize = 1024;
 
 /// The answer to a failure, counted and, for a bug of ours, logged. Clients of InfluxDB 1 find the text in a header too.
 pub(super) fn response(failure: Failure, id: &RequestId, metrics: &Metrics, v1: bool) -> Response {
-    let (response, text) = answer(failure, id, metrics);
-    let mut response = response;
+    let (mut response, text) = answer(failure, id, metrics);
     if v1 {
         let text: String = text.chars().take(MAX_ERROR_HEADER).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
         if let Ok(value) = HeaderValue::from_str(&text) {
@@ -89,8 +88,15 @@ fn answer(failure: Failure, id: &RequestId, metrics: &Metrics) -> (Response, Str
     let counted = counted_as(&failure);
     metrics.reject(counted);
     let error = match failure {
-        Failure::Request(e) => e,
-        Failure::InFlight => RequestError::unavailable(Reason::NotStored, "too many bytes of requests in flight; send it again"),
+        Failure::Request(e) => {
+            if let RequestError::Internal(message) = &e {
+                tracing::error!(request_id = %id, %message, "internal error");
+            }
+            e
+        }
+        Failure::InFlight => {
+            RequestError::unavailable(Reason::NotStored, "too many bytes of requests in flight (ingest.max_in_flight); send it again")
+        }
         Failure::Panicked => RequestError::Internal(format!("internal error; the log has it under request id {id}")),
         Failure::Unauthorized(why) => return (refused(401, "unauthorized", why, None), why.to_owned()),
         Failure::NotVerified(why) => return (refused(401, "unauthorized", why, Some(false)), why.to_owned()),
@@ -104,9 +110,6 @@ fn answer(failure: Failure, id: &RequestId, metrics: &Metrics) -> (Response, Str
         RequestError::Unavailable { reason, .. } => Some(*reason),
         _ => None,
     };
-    if let RequestError::Internal(message) = &error {
-        tracing::error!(request_id = %id, %message, "internal error");
-    }
     (shaped(error.status(), error.code(), error.message(), reason), error.message().to_owned())
 }
 

@@ -97,13 +97,10 @@ async fn large<B: Backend>(
     let Ok(Ok(turn)) = timeout(wait, Arc::clone(&app.large_answers.making).acquire_owned()).await else {
         return Err(busy().into());
     };
-    let made = tokio::task::spawn_blocking(move || {
-        // The turn goes with the work: a client that leaves does not end it.
-        let _turn = turn;
-        make()
-    });
-    let text = match made.await {
-        Ok(text) => text,
+    // The turn goes with the work: a client that leaves does not end it. It lasts until the text has room: one text at a time has none.
+    let made = tokio::task::spawn_blocking(move || (make(), turn));
+    let (text, _turn) = match made.await {
+        Ok(made) => made,
         Err(e) => match e.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_cancelled) => return Err(busy().into()),

@@ -18,7 +18,7 @@ use std::task::ready;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
@@ -103,11 +103,22 @@ fn warn_if_exposed(key: &Path) {
     }
 }
 
+/// What is wrong with a PEM file. Its own text quotes the file, and that may be the key.
+fn pem_text(e: &pem::Error) -> &'static str {
+    match e {
+        pem::Error::MissingSectionEnd { .. } => "a BEGIN line without its END line (are the line breaks lost?)",
+        pem::Error::IllegalSectionStart { .. } => "a BEGIN line that does not end in -----",
+        pem::Error::Base64Decode(_) => "text that is not base64 between BEGIN and END",
+        pem::Error::NoItemsFound => "no such section",
+        _ => "a section that cannot be read",
+    }
+}
+
 fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let name = "server.tls_cert_file";
     let bad = |found: String| TlsError::Bad { key: name, path: cert.to_path_buf(), expected: "PEM with BEGIN CERTIFICATE", found };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(name, cert)?).collect();
-    let chain = chain.map_err(|e| bad(e.to_string()))?;
+    let chain = chain.map_err(|e| bad(pem_text(&e).to_owned()))?;
     if chain.is_empty() {
         return Err(bad("no certificate in it".to_owned()));
     }
@@ -117,7 +128,7 @@ fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         key: name,
         path: key.to_path_buf(),
         expected: "PEM with BEGIN PRIVATE KEY, not encrypted",
-        found: e.to_string(),
+        found: pem_text(&e).to_owned(),
     })?;
     let no_pair = |e: rustls::Error| TlsError::NoPair { cert: cert.to_path_buf(), key: key.to_path_buf(), found: e.to_string() };
     // Named here: what the process has as its default is for others to choose.
@@ -187,6 +198,7 @@ fn reason(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write as _;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use std::task::Poll;
     use std::time::Duration;
@@ -229,6 +241,36 @@ mod tests {
         assert!((1..=2).contains(&MOST.load(SeqCst)), "{MOST:?}");
         for w in waiting {
             w.abort();
+        }
+    }
+
+    /// Line breaks get lost where secrets are passed on in variables and YAML.
+    #[test]
+    fn a_key_that_cannot_be_read_is_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        let pem = made.signing_key.serialize_pem();
+        let secret: Vec<&str> = pem.lines().filter(|l| !l.starts_with("-----")).collect();
+        let one_line = pem.trim().replace('\n', " ");
+        for bad in [
+            one_line.clone(),
+            format!("{one_line}\n"),
+            pem.replacen("-----\n", " ", 1),
+            pem.replacen('\n', "\n!", 1),
+            pem.replace("-----END", "----END"),
+        ] {
+            std::fs::write(&key, &bad).unwrap();
+            for (cert, key) in [(&cert, &key), (&key, &cert), (&key, &key)] {
+                let said = load(cert, key).map(|_| ()).unwrap_err().to_string();
+                let bytes = secret[0].bytes().take(4).fold(String::new(), |mut b, c| {
+                    let _ = write!(b, "{c}, ");
+                    b
+                });
+                assert!(!said.contains(&bytes) && !said.contains(&secret[0][..8]), "{said}");
+                assert!(said.contains("PEM"), "{said}");
+            }
         }
     }
 }

@@ -79,9 +79,9 @@ class Parser:
 
     def line_end(self, start):
         """Where the line that starts here ends: its newline outside quotes; its first newline when the quotes do not pair."""
-        b, at, fields, quoted, value = self.body, start, False, False, False
+        b, at, fields, quoted, equals = self.body, start, False, False, False
         while at < len(b):
-            c = b[at]
+            c, behind_equals, equals = b[at], equals, b[at] == 61
             if quoted:
                 if c == 92 and b[at + 1 : at + 2] in (b'"', b"\\"):
                     at += 2
@@ -92,12 +92,12 @@ class Parser:
                     quoted = False
             elif c == 10:
                 return at
-            elif c == 92 and b[at + 1 : at + 2] not in (b"", b"\n"):
+            elif c == 92 and b[at + 1 : at + 2] in (b",", b" ", b"="):
                 at += 2
                 continue
             elif c == 32:
                 fields = True
-            elif c == 34 and fields and b[at - 1] == 61:
+            elif c == 34 and fields and behind_equals:
                 quoted = True
             at += 1
         if quoted:

@@ -12,7 +12,7 @@ use crate::batch::{check_column_name, check_table_name, shown as shown_name};
 use crate::catalog::Look;
 use crate::decode::table::{Budget, check_partitions, folded, stored_name};
 use crate::error::RequestError;
-use crate::limits::MAX_ROWS_PER_TABLE;
+use crate::limits::{MAX_COLUMNS, MAX_ROWS_PER_TABLE};
 use crate::types::ColumnType;
 
 /// Why a line cannot be read.
@@ -193,12 +193,15 @@ impl<'a, K: Known> Decoder<'a, K> {
     /// quotes do not pair, the line's own first newline.
     fn end_of_bad(&mut self, start: usize) -> usize {
         let (body, mut at, mut fields) = (self.body, start, false);
+        // The byte before is an `=` that nothing escapes.
+        let mut equals = false;
         while let Some(b) = body.get(at) {
+            let behind_equals = std::mem::replace(&mut equals, *b == b'=');
             match b {
                 b'\n' => break,
-                b'\\' if body.get(at + 1) != Some(&b'\n') => at += 1,
+                b'\\' if matches!(body.get(at + 1), Some(b',' | b' ' | b'=')) => at += 1,
                 b' ' => fields = true,
-                b'"' if fields && body.get(at - 1) == Some(&b'=') => match string(body, at) {
+                b'"' if fields && behind_equals => match string(body, at) {
                     Some(q) if ends_value(body, q.end) => at = q.end - 1,
                     unpaired => {
                         let first = self.newline(start);
@@ -305,8 +308,17 @@ impl<'a, K: Known> Decoder<'a, K> {
                 return bad("missing fields: expected a space and at least one field, found the end of the line".to_owned());
             }
         }
-        self.cells.push(Cell { key, value: Value::Str(text), tag: true, end: text.to, target: Target::Nowhere });
+        self.add_cell(Cell { key, value: Value::Str(text), tag: true, end: text.to, target: Target::Nowhere })?;
         Ok(text.to)
+    }
+
+    /// No row has more columns than a table may have: what is beyond it repeats keys, and a cell here is larger than its text.
+    fn add_cell(&mut self, cell: Cell) -> Result<(), Bad> {
+        if self.cells.len() >= MAX_COLUMNS {
+            return bad(format!("too many tags and fields: expected at most {MAX_COLUMNS} in one line"));
+        }
+        self.cells.push(cell);
+        Ok(())
     }
 
     fn read_field(&mut self, at: usize, newlines: &mut u64) -> Result<usize, Bad> {
@@ -351,7 +363,7 @@ impl<'a, K: Known> Decoder<'a, K> {
                 }
             }
         };
-        self.cells.push(Cell { key, value, tag: false, end, target: Target::Nowhere });
+        self.add_cell(Cell { key, value, tag: false, end, target: Target::Nowhere })?;
         Ok(end)
     }
 
@@ -387,6 +399,7 @@ impl<'a, K: Known> Decoder<'a, K> {
         let at = match checked {
             Ok(at) => at,
             Err((table, new)) => {
+                self.budget.check_tables(self.tables.len())?;
                 self.new_tables += usize::from(new);
                 self.index.insert(table.name.as_bytes().into(), self.tables.len() as u32);
                 self.tables.push(table);
@@ -397,6 +410,7 @@ impl<'a, K: Known> Decoder<'a, K> {
             return Err(RequestError::Internal("a table index is out of range".into()));
         };
         self.budget.claim(&table.name, self.cells.len() + 1)?;
+        self.budget.add_columns(&table.name, self.fresh.len())?;
         let before = table.columns.len();
         for f in self.fresh.drain(..) {
             table.add(Column::new(f.name, f.tag, f.durable), f.new);
@@ -441,7 +455,10 @@ impl<'a, K: Known> Decoder<'a, K> {
             }
             let room = self.known.room(text);
             if !room.known && self.new_tables >= room.tables {
-                return refused(format!("table '{}' would be one more than there may be (ingest.max_tables)", shown_name(text)));
+                let (name, room) = (shown_name(text), room.tables);
+                return refused(format!(
+                    "table '{name}' is new; the database has room for {room} new tables (ingest.max_tables), and earlier lines add them"
+                ));
             }
             made = Some((Table::new(text.to_owned(), room.columns), !room.known));
         }
@@ -473,7 +490,7 @@ impl<'a, K: Known> Decoder<'a, K> {
             return refused(format!("table '{name}' has more than {} columns (ingest.max_columns)", bounds.max_columns));
         }
         if self.fresh.iter().filter(|f| f.new).count() > room {
-            return refused(format!("table '{name}' would have more columns than allowed (ingest.max_columns)"));
+            return refused(format!("table '{name}' has room for {room} more columns (ingest.max_columns), and the line adds more"));
         }
         match (found, made) {
             (Some(at), _) => Ok(Ok(at)),

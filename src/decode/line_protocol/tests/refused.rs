@@ -1,6 +1,9 @@
 //! What is refused, and that it costs nothing but itself.
 
+use std::fmt::Write as _;
+
 use super::*;
+use crate::limits::MAX_COLUMNS;
 
 /// A line and a part of what is said of it.
 const BAD: &[(&str, &str)] = &[
@@ -188,11 +191,55 @@ fn quotes_that_do_not_pair_end_with_their_line() {
         ("m f=x,s=\"a\nm s=\"b\" 2000\nm f=x,s=\"\nm s=\"c\" 4000", vec![1, 3], vec!["m s=\"b\" 2", "m s=\"c\" 4"]),
         ("m,t=\"a f=x\nm,t=\"b f=1 2000", vec![1], vec!["m #t=\"\\\"b\" f=1.0 2"]),
         ("m s=\"x\"\" 1000\nm s=\"y\" 2000", vec![1], vec!["m s=\"y\" 2"]),
+        // A backslash escapes what it escapes in a line that can be read, and nothing else.
+        ("m a\\\\=\"x 1\nm s=\" y\" 2000", vec![1], vec!["m s=\" y\" 2"]),
+        ("m,t=a\\\\ b=\"x 1\nm s=\" y\" 2000", vec![1], vec!["m s=\" y\" 2"]),
     ] {
         let lines = read(body);
         assert_eq!(rows(&lines), want, "{body:?}");
         assert_eq!(messages(&lines).iter().map(|(l, _)| *l).collect::<Vec<_>>(), bad_lines, "{body:?}");
     }
+}
+
+/// A column takes far more memory than the bytes that name it.
+#[test]
+fn columns_count_as_the_memory_they_take() {
+    let options = options(Precision::Nanos);
+    // 2,000 columns in 20 tables: 4 MB of memory.
+    let mut body = String::new();
+    for table in 0..20 {
+        write!(body, "t{table} ").unwrap();
+        (0..100).for_each(|column| write!(body, "c{column}=\"\",").unwrap());
+        body.pop();
+        body.push('\n');
+    }
+    assert_eq!(decode(body.as_bytes(), &options, &Empty).map(|l| l.tables.len()), Ok(20));
+    let small = LineOptions { bounds: Bounds { max_bytes: 256 << 10, ..options.bounds }, ..options };
+    let refused = decode(body.as_bytes(), &small, &Empty).unwrap_err();
+    assert!(matches!(&refused, RequestError::TooLarge(m) if m.contains("columns so far")), "{refused:?}");
+    // The columns of one table are free, and so are those that exist.
+    let small = LineOptions { bounds: Bounds { max_bytes: 1024, ..options.bounds }, ..options };
+    let one = body.lines().next().unwrap();
+    assert!(decode(format!("{one}\n{one}").as_bytes(), &small, &Empty).is_ok());
+}
+
+#[test]
+fn more_tables_than_partitions_are_refused_at_the_first_of_them() {
+    let options = options(Precision::Nanos);
+    let body: String = (0..10_000).fold(String::new(), |b, i| b + &format!("t{i} f=1\n"));
+    let bounds = Bounds { max_tables: 10_000, max_partitions: 5, ..options.bounds };
+    let refused = decode(body.as_bytes(), &LineOptions { bounds, ..options }, &Empty).unwrap_err();
+    assert!(matches!(&refused, RequestError::TooLarge(m) if m.contains("more than 5 pairs")), "{refused:?}");
+}
+
+/// Repeated keys make no columns, and yet each takes a place while its line is read.
+#[test]
+fn a_line_has_no_more_cells_than_a_table_has_columns() {
+    let line = |n: usize| format!("m {}b=2 1000\nm c=3 2000", "a=1,".repeat(n));
+    assert_eq!(rows(&read(line(MAX_COLUMNS - 1))), ["m a=1.0 b=2.0 1", "m c=3.0 2"]);
+    let lines = read(line(MAX_COLUMNS));
+    assert_eq!(rows(&lines), ["m c=3.0 2"]);
+    assert!(messages(&lines)[0].1.contains("at most 16384"), "{:?}", messages(&lines)[0].1);
 }
 
 /// Every line opens strings that reach far: were each read to its end again, this would take hours.
