@@ -128,7 +128,7 @@ impl Sink for MemSink {
     fn put_small(&self, name: &str, bytes: &[u8]) -> SinkResult<PutSmall> {
         let mut objects = self.0.lock().unwrap();
         if let Some(b) = objects.get(name) {
-            return Ok(PutSmall::Exists(b.clone()));
+            return Ok(if b == bytes { PutSmall::Same } else { PutSmall::Exists(b.clone()) });
         }
         objects.insert(name.into(), bytes.into());
         Ok(PutSmall::Created)
