@@ -14,7 +14,7 @@ use arc_ingest::clock::{Clock, SharedClock};
 use arc_ingest::compact::Layout;
 use arc_ingest::compact::control::Control;
 use arc_ingest::compact::plan::{Bounds, PlanSettings};
-use arc_ingest::compact::worker::{Compactor, Settings, Work};
+use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings, Work};
 use arc_ingest::format::manifest::PlanWriter;
 use arc_ingest::format::payload::{EncodedRecord, KeyEntry, PayloadView, encode};
 use arc_ingest::idempotency::Keys;
@@ -296,6 +296,7 @@ impl Core {
             },
             workers: 1,
             row_group_bytes: 1 << 20,
+            patience: PATIENCE,
         };
         let compactor = Compactor::new(
             Arc::clone(&o.shared),
