@@ -11,7 +11,7 @@ use crate::clock::SharedClock;
 use crate::compact::Layout;
 use crate::compact::control::Control;
 use crate::compact::lake::LakeCheck;
-use crate::compact::worker::{Compactor, Settings as CompactSettings, plan_object};
+use crate::compact::worker::{Compactor, DRAIN_PATIENCE, Settings as CompactSettings, plan_object};
 use crate::format::manifest::PlanWriter;
 use crate::format::payload::PayloadView;
 use crate::idempotency::{Keys, Newest};
@@ -84,6 +84,7 @@ impl NodeSettings {
         self.log.max_size = u64::MAX;
         self.log.reserve = left.reserve;
         self.log.pool = 0;
+        self.compact.patience = DRAIN_PATIENCE;
         self.idempotency_window = ALL_KEYS;
         self.idempotency_max_keys = self.idempotency_max_keys.max(DRAIN_KEYS);
         if let Some(w) = &left.writer {

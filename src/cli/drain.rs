@@ -4,8 +4,8 @@
 //! the server, so it may be killed and repeated, and the node may come back before or after it.
 //!
 //! Exit codes beyond the common ones: 0 every row of the log is in committed Parquet; 1 not a log, stopped or out of time; 3 a person is
-//! needed (forked, files missing, an output whose name is taken, or rows that lie in the quarantine or were lost to damage: the directory
-//! still holds what there is of them); 74 an I/O error, 75 a server has the log open.
+//! needed (forked, files missing, an output that cannot be published, a plan that cannot begin, or rows that lie in the quarantine or were
+//! lost to damage: the directory still holds what there is of them); 74 an I/O error, 75 a server has the log open.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use super::reload::init_logging;
 use super::serve::{EXIT_DECISION, EXIT_LOCKED};
 use super::{EXIT_FAILURE, EXIT_IO, Global, print, settings};
 use crate::clock::SystemClock;
-use crate::compact::control::Control;
+use crate::compact::control::{Control, Deferred};
 use crate::config::value::parse_duration;
 use crate::config::{Config, LogLevel, Origin};
 use crate::metrics::Metrics;
@@ -64,8 +64,10 @@ fn timeout(text: &str) -> Result<Duration, String> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Ended {
     Drained,
-    /// Everything but outputs that no attempt of itself will publish.
+    /// Everything but outputs that attempts do not publish.
     Waiting,
+    /// The next plan cannot begin: it and what is behind it are in the log.
+    Barred(String),
     /// Forked, or not the lake of this log, or a store that cannot be used safely.
     Refused(String),
     Failed(String),
@@ -78,7 +80,7 @@ impl Ended {
     fn word(&self) -> &'static str {
         match self {
             Self::Drained => "drained",
-            Self::Waiting => "waiting",
+            Self::Waiting | Self::Barred(_) => "waiting",
             Self::Refused(why) => {
                 if why.starts_with("forked") {
                     "forked"
@@ -251,6 +253,17 @@ fn start(node: Node) -> Result<Machines, String> {
     })
 }
 
+/// What more time does not change, by what is released, deferred, and in the way of the next plan.
+fn come_to(released: bool, deferred: &Deferred, barred: Option<String>) -> Option<Ended> {
+    if released && deferred.outputs == 0 {
+        return Some(Ended::Drained);
+    }
+    if released && deferred.stuck >= deferred.outputs {
+        return Some(Ended::Waiting);
+    }
+    barred.filter(|_| !released).map(Ended::Barred)
+}
+
 impl Machines {
     /// What the drain has come to, if it has come to its end.
     fn ended(&self) -> Option<Ended> {
@@ -260,13 +273,9 @@ impl Machines {
         if self.shared.is_poisoned() {
             return Some(Ended::Failed(self.shared.poison_message().unwrap_or_default()));
         }
-        let deferred = self.control.deferred();
         let released = self.shared.watermarks().shipped >= self.target && lock(&self.shared.segments).sealed.is_empty();
-        if released && deferred.outputs == 0 {
-            return Some(Ended::Drained);
-        }
-        if released && deferred.lasting >= deferred.outputs {
-            return Some(Ended::Waiting);
+        if let Some(e) = come_to(released, &self.control.deferred(), self.control.barred()) {
+            return Some(e);
         }
         if self.compactor.is_finished() {
             return Some(Ended::Thread("compactor"));
@@ -392,6 +401,10 @@ fn said(global: &Global, dir: &Path, ended: &Ended, r: &Report, json: bool) -> u
             ));
             code = EXIT_DECISION;
         }
+        Ended::Barred(why) => {
+            global.error(format!("{why}. What is not shipped is in {dir}. See docs/operations.md, \"An output waits\", then drain again"));
+            code = EXIT_DECISION;
+        }
         Ended::Refused(why) => {
             global.error(why);
             code = EXIT_DECISION;
@@ -451,5 +464,23 @@ impl Shown {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A drain ends as soon as more time changes nothing: not while an output may still go by itself.
+    #[test]
+    fn a_drain_ends_when_all_that_is_left_needs_somebody() {
+        let left = |outputs, stuck| Deferred { outputs, stuck, ..Deferred::default() };
+        assert_eq!(come_to(true, &left(0, 0), None), Some(Ended::Drained));
+        assert_eq!(come_to(true, &left(2, 2), None), Some(Ended::Waiting));
+        assert_eq!(come_to(true, &left(2, 1), None), None);
+        assert_eq!(come_to(false, &left(2, 2), None), None);
+        let barred = come_to(false, &left(1, 0), Some("why".into()));
+        assert_eq!(barred, Some(Ended::Barred("why".into())));
+        assert_eq!(barred.map(|e| e.word()), Some("waiting"));
     }
 }

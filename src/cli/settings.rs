@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::clock::SharedClock;
 use crate::compact::Layout;
 use crate::compact::plan::{Bounds as PlanBounds, PlanSettings};
-use crate::compact::worker::Settings as CompactSettings;
+use crate::compact::worker::{PATIENCE, Settings as CompactSettings};
 use crate::config::{self, Config};
 use crate::decode::Nested;
 use crate::decode::table::Bounds;
@@ -198,5 +198,6 @@ fn compact_settings(config: &Config) -> CompactSettings {
         },
         workers,
         row_group_bytes: ROW_GROUP_BYTES,
+        patience: PATIENCE,
     }
 }

@@ -81,7 +81,24 @@ impl From<io::Error> for Trouble {
 #[derive(Clone, Debug)]
 pub(super) struct Stop {
     pub(super) why: String,
+    /// It will not go away by itself.
     pub(super) lasting: bool,
+    /// It was built, its intent is recorded, and an object of somebody else has its name.
+    pub(super) foreign: bool,
+}
+
+impl Stop {
+    pub(super) fn passing(why: String) -> Self {
+        Self { why, lasting: false, foreign: false }
+    }
+
+    pub(super) fn lasting(why: String) -> Self {
+        Self { why, lasting: true, foreign: false }
+    }
+
+    pub(super) fn foreign(why: String) -> Self {
+        Self { why, lasting: true, foreign: true }
+    }
 }
 
 /// One output as it came out of the builder: staged and sealed, or without rows.

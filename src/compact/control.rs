@@ -23,8 +23,8 @@ pub enum Shipped {
 pub struct Deferred {
     pub outputs: u64,
     pub bytes: u64,
-    /// Those whose last attempt met what will not go away by itself.
-    pub lasting: u64,
+    /// Those that need somebody: the last attempt met what will not go away by itself, or several have failed while the store answered.
+    pub stuck: u64,
     /// The lowest sequence among them.
     pub from: Option<Sequence>,
     /// Tables (database, table) that have too much there: only their writes are refused.
@@ -47,6 +47,7 @@ pub struct Control {
     damage: Mutex<Vec<Entry>>,
     any_refused: AtomicBool,
     forked: Mutex<Option<String>>,
+    barred: Mutex<Option<String>>,
     signal: (Mutex<bool>, Condvar),
 }
 
@@ -66,6 +67,7 @@ impl Control {
             damage: Mutex::default(),
             any_refused: AtomicBool::new(false),
             forked: Mutex::default(),
+            barred: Mutex::default(),
             signal: (Mutex::new(false), Condvar::new()),
         })
     }
@@ -192,6 +194,15 @@ impl Control {
     /// the store is not the lake of this log, or not one that can be used safely.
     pub fn forked(&self) -> Option<String> {
         lock(&self.forked).clone()
+    }
+
+    pub(super) fn set_barred(&self, why: Option<String>) {
+        *lock(&self.barred) = why;
+    }
+
+    /// Why the plan that is next cannot begin, and with it nothing after it, when that will not change by itself.
+    pub fn barred(&self) -> Option<String> {
+        lock(&self.barred).clone()
     }
 
     /// Ships what is durable now and waits for it, at most `timeout`. A flush joins one that is running.

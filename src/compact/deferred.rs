@@ -3,15 +3,15 @@
 //! INVARIANT(deferred-is-durable): a plan counts an output as deferred only after a side segment with all its records, under their own sequences,
 //! has been synced with its name, and a manifest record says so. The side segment goes only after the output's commit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::time::Duration;
 
 use super::SliceRef;
-use super::builder::Trouble;
+use super::builder::{Stop, Trouble};
 use super::control::Deferred;
 use super::plan::{Mapped, Slices};
-use super::worker::{Compactor, Current};
+use super::worker::{Compactor, Current, FEW, Failing};
 use crate::format::file_header::{FORMAT_MINOR, FileHeader, FileKind};
 use crate::format::manifest::{Entry, Plan};
 use crate::format::payload::PayloadView;
@@ -34,8 +34,38 @@ fn is_whole(mapped: &Mapped, s: &SliceRef) -> bool {
     parts(mapped.record(s.segment as usize, s.offset, s.len)).is_some()
 }
 
-/// How long deferred outputs wait between attempts.
+/// How long a deferred output waits after its first attempt, and while the store is away; each further attempt doubles it.
 const RETRY: Duration = Duration::from_secs(5);
+/// The longest wait: an attempt may build a file, send it and read what is there, which takes time and, at a cloud, money.
+const LONGEST_RETRY: Duration = Duration::from_secs(600);
+/// After this long a pass over deferred outputs ends, and as long a rest belongs to the plans of everything else.
+const PASS: Duration = Duration::from_secs(5);
+
+/// Attempts of this process at an output that is deferred.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Attempts {
+    /// Failed while the store answered, those before it was deferred included.
+    failed: u32,
+    /// Waits so far.
+    waits: u32,
+    due: Duration,
+    /// Why the last one failed.
+    pub(super) last: Option<Stop>,
+}
+
+impl Attempts {
+    fn fail(&mut self, stop: Stop, now: Duration) {
+        let factor = 1u32.checked_shl(self.waits).unwrap_or(u32::MAX);
+        self.due = now.saturating_add(RETRY.saturating_mul(factor).min(LONGEST_RETRY));
+        self.waits = self.waits.saturating_add(1);
+        self.failed = self.failed.saturating_add(1);
+        self.last = Some(stop);
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.failed >= FEW || self.last.as_ref().is_some_and(|s| s.lasting)
+    }
+}
 
 impl Compactor {
     /// Whether what waits behind a stopped output takes more than a quarter of the log.
@@ -48,13 +78,14 @@ impl Compactor {
         self.is_committed(plan, n) || self.manifest.state.deferred.contains_key(&(plan.plan, n))
     }
 
-    pub(super) fn defer(&mut self, c: &Current, outputs: &[u32]) -> Result<(), Trouble> {
+    /// Moves the records of these outputs aside, which failed for these reasons.
+    pub(super) fn defer(&mut self, c: &Current, outputs: &BTreeMap<u32, Stop>) -> Result<(), Trouble> {
         if outputs.is_empty() {
             return Ok(());
         }
         let dir = self.shared.settings.directory.join(files::SIDE);
         let mut entries = Vec::new();
-        for n in outputs {
+        for n in outputs.keys() {
             let Some(list) = c.slices.outputs.get(*n as usize) else { continue };
             // What has gone bad since it was planned is lost, the others are not.
             let (list, bad): (Vec<SliceRef>, Vec<SliceRef>) = list.iter().partition(|s| is_whole(&c.slices.mapped, s));
@@ -66,6 +97,12 @@ impl Compactor {
         }
         self.vfs.sync_dir(&dir)?;
         self.append(entries, &[])?;
+        let now = self.shared.clock.monotonic();
+        for (n, stop) in outputs {
+            let failed = c.failing.get(n).map_or(0, Failing::attempts).saturating_sub(1);
+            let a = self.attempts.entry((c.plan.plan, *n)).or_insert(Attempts { failed, ..Attempts::default() });
+            a.fail(stop.clone(), now);
+        }
         self.count_deferred();
         Ok(())
     }
@@ -143,54 +180,98 @@ impl Compactor {
         }
     }
 
-    /// Tries to publish one deferred output; true when one was committed.
+    /// Tries to publish the deferred outputs that are due; true when one was committed.
     pub(super) fn retry_deferred(&mut self) -> Result<bool, Trouble> {
         let now = self.shared.clock.monotonic();
         if self.manifest.state.deferred.is_empty() || self.control.is_paused() || self.deferred_due.is_some_and(|d| now < d) {
             return Ok(false);
         }
+        let due = |key: &(u64, u32)| self.attempts.get(key).map_or(Duration::ZERO, |a| a.due);
+        // Whoever has waited longest comes first: a pass that ends early is gone on with by the next.
+        let mut list: Vec<_> = self.manifest.state.deferred.keys().map(|k| (due(k), *k)).filter(|(at, _)| *at <= now).collect();
+        if list.is_empty() {
+            return Ok(false);
+        }
+        list.sort_unstable();
         // Set first: an error of these must not keep the rest of the log from being shipped and released.
         self.deferred_due = Some(now + RETRY);
         if let Err(e) = self.sink.ready() {
             self.trouble(&e.to_string());
             return Ok(false);
         }
-        let all: Vec<(u64, u32)> = self.manifest.state.deferred.keys().copied().collect();
-        for (k, n) in all {
-            let Some(plan) = self.manifest.state.plans.get(&k).map(|p| p.plan.clone()) else { continue };
-            let path = self.shared.settings.directory.join(files::SIDE).join(files::deferred_name(k, n));
-            let slices = match self.side_slices(&plan, n, &path) {
-                Ok((slices, lost)) => {
-                    self.record_lost(lost)?;
-                    slices
-                }
-                Err(e) => {
-                    self.trouble(&format!("{}: {e}", path.display()));
-                    continue;
-                }
-            };
-            let c = Current { plan, slices, unparsable_kept: true, announced: true, cautious: false, stopped_since: None };
-            self.adopt_published(&c)?;
-            if !self.is_committed(&c.plan, n) {
-                let stopped = self.build_all(&c, &[n])?;
-                if let Some(stop) = stopped.values().next() {
-                    let changed = if stop.lasting { self.deferred_lasting.insert((k, n)) } else { self.deferred_lasting.remove(&(k, n)) };
-                    if changed {
-                        self.count_deferred();
-                    }
-                    self.trouble(&format!("output {n} of plan {k} still waits: {}", stop.why));
-                    continue;
+        self.doubtful = false;
+        let tried = self.retry_each(list.into_iter().map(|(_, key)| key), now);
+        if tried.is_err() {
+            self.deferred_due = Some(self.shared.clock.monotonic() + RETRY);
+        }
+        self.count_deferred();
+        if matches!(tried, Ok(true)) {
+            self.trouble_is_over();
+        }
+        tried
+    }
+
+    fn retry_each(&mut self, due: impl Iterator<Item = (u64, u32)>, began: Duration) -> Result<bool, Trouble> {
+        let mut committed = false;
+        for key in due {
+            if self.control.is_stopped() {
+                return Ok(committed);
+            }
+            // So that an error that ends the pass does not end the next one before it comes to the others.
+            self.attempts.entry(key).or_default().due = began + RETRY;
+            let stop = self.retry_one(key)?;
+            let now = self.shared.clock.monotonic();
+            match stop {
+                None => committed = true,
+                Some(stop) => {
+                    self.trouble(&format!("output {} of plan {} still waits: {}", key.1, key.0, stop.why));
+                    self.attempts.entry(key).or_default().fail(stop, now);
                 }
             }
-            if self.is_committed(&c.plan, n) {
-                drop(c);
-                self.vfs.remove(&path)?;
-                self.count_deferred();
-                self.deferred_due = None;
-                return Ok(true);
+            if now >= began + PASS {
+                self.deferred_due = Some(now + PASS);
+                return Ok(committed);
             }
         }
-        Ok(false)
+        self.deferred_due = None;
+        Ok(committed)
+    }
+
+    /// Tries to publish one deferred output; why it still waits, if it does.
+    fn retry_one(&mut self, (k, n): (u64, u32)) -> Result<Option<Stop>, Trouble> {
+        let Some(plan) = self.manifest.state.plans.get(&k).map(|p| p.plan.clone()) else {
+            return Ok(Some(Stop::lasting(format!("the manifest does not hold plan {k}"))));
+        };
+        let path = self.shared.settings.directory.join(files::SIDE).join(files::deferred_name(k, n));
+        let (slices, lost) = match self.side_slices(&plan, n, &path) {
+            Ok(read) => read,
+            Err(e) => {
+                let expected = "expected the side segment with its records";
+                return Ok(Some(Stop::passing(format!("{}: {expected}, which cannot be read: {e}; put the file back", path.display()))));
+            }
+        };
+        self.record_lost(lost)?;
+        let c = Current::of_side(plan, slices);
+        let mut looked = self.adopt_published(&c, &[n])?;
+        if self.is_committed(&c.plan, n) {
+            return Ok(None);
+        }
+        if let Some(stop) = looked.failed.remove(&n) {
+            self.ask_store()?;
+            return Ok(Some(stop));
+        }
+        let last = self.attempts.get(&(k, n)).and_then(|a| a.last.clone());
+        if let Some(stop) = last.filter(|s| s.foreign && looked.foreign.contains(&n)) {
+            // What this process would build is among the intents: building it again changes nothing while that object is there.
+            return Ok(Some(stop));
+        }
+        match self.build_all(&c, &[n]) {
+            Ok(_) if self.is_committed(&c.plan, n) => Ok(None),
+            Ok(mut stopped) => Ok(Some(stopped.remove(&n).unwrap_or_else(|| Stop::passing("it was left for now".into())))),
+            Err(Trouble::Retry(why)) if !self.doubtful => Ok(Some(Stop::passing(why))),
+            Err(Trouble::Lasting(why)) if !self.doubtful => Ok(Some(Stop::lasting(why))),
+            Err(e) => Err(e),
+        }
     }
 
     /// INVARIANT(rot-is-kept) for side segments.
@@ -262,6 +343,7 @@ impl Compactor {
     pub(super) fn count_deferred(&mut self) {
         let dir = self.shared.settings.directory.join(files::SIDE);
         let state = &self.manifest.state;
+        self.attempts.retain(|key, _| state.deferred.contains_key(key));
         for e in self.vfs.list(&dir).unwrap_or_default() {
             if files::parse_deferred(&e.name).is_some_and(|k| !state.deferred.contains_key(&k)) || e.name.ends_with(".wal.tmp") {
                 let _ = self.vfs.remove(&dir.join(&e.name));
@@ -275,7 +357,7 @@ impl Compactor {
             let Some(o) = p.plan.outputs.get(*n as usize) else { continue };
             d.outputs += 1;
             d.bytes += bytes;
-            d.lasting += u64::from(self.deferred_lasting.contains(&(*k, *n)));
+            d.stuck += u64::from(self.attempts.get(&(*k, *n)).is_some_and(Attempts::is_stuck));
             d.from = Some(d.from.map_or(o.first_sequence, |f| f.min(o.first_sequence)));
             if let Some(s) = p.plan.schemas.get(o.schema as usize) {
                 *by_table.entry((s.database.clone(), s.table.clone())).or_default() += bytes;

@@ -18,7 +18,7 @@ use super::control::Control;
 use super::lake::LakeCheck;
 use super::name::Layout;
 use super::plan::{Bounds, PlanSettings};
-use super::worker::{Compactor, Settings, Work, plan_object};
+use super::worker::{Compactor, PATIENCE, Settings, Work, plan_object};
 use crate::batch::{Column, TableBatch, ValidBatch, Values};
 use crate::catalog::Catalog;
 use crate::clock::{Clock, SharedClock};
@@ -64,7 +64,7 @@ impl Rng {
 }
 
 #[derive(Debug)]
-struct TestClock {
+pub(super) struct TestClock {
     now_us: AtomicU64,
     rng: Mutex<Rng>,
 }
@@ -74,7 +74,7 @@ impl TestClock {
         Arc::new(Self { now_us: AtomicU64::new(1), rng: Mutex::new(Rng(seed)) })
     }
 
-    fn advance(&self, by: Duration) {
+    pub(super) fn advance(&self, by: Duration) {
         self.now_us.fetch_add(by.as_micros() as u64, Ordering::Relaxed);
     }
 }
@@ -99,33 +99,33 @@ impl Clock for TestClock {
 struct Killed;
 
 #[derive(Clone, Debug)]
-struct Shape {
-    max_size: u64,
-    max_outputs: usize,
-    max_rows: u64,
-    compression: &'static str,
+pub(super) struct Shape {
+    pub(super) max_size: u64,
+    pub(super) max_outputs: usize,
+    pub(super) max_rows: u64,
+    pub(super) compression: &'static str,
 }
 
-struct Core {
-    shared: Arc<Shared>,
-    control: Arc<Control>,
+pub(super) struct Core {
+    pub(super) shared: Arc<Shared>,
+    pub(super) control: Arc<Control>,
     committer: Committer,
     prealloc: Arc<Preallocator>,
-    compactor: Compactor,
+    pub(super) compactor: Compactor,
     appender: Appender,
     catalog: Arc<Catalog>,
     _lock: Box<dyn std::any::Any + Send + Sync>,
 }
 
 /// One server: its disk and clock outlive its process.
-struct Server {
-    disk: MemoryDisk,
-    clock: Arc<TestClock>,
-    store: SimStore,
+pub(super) struct Server {
+    pub(super) disk: MemoryDisk,
+    pub(super) clock: Arc<TestClock>,
+    pub(super) store: SimStore,
     /// The store is reached through this, by the client of a real one.
-    wire: Option<Wire>,
+    pub(super) wire: Option<Wire>,
     shape: Shape,
-    core: Option<Core>,
+    pub(super) core: Option<Core>,
     /// Sequence and id of what was acknowledged.
     acked: Vec<(Sequence, i64)>,
     /// Ids of what may be there or not.
@@ -140,9 +140,9 @@ const DIR: &str = "/log";
 
 /// A store on the other side of a wire.
 #[derive(Clone)]
-struct Wire {
-    s3: SimS3,
-    part_size: usize,
+pub(super) struct Wire {
+    pub(super) s3: SimS3,
+    pub(super) part_size: usize,
 }
 
 impl Wire {
@@ -195,7 +195,7 @@ fn wire_faults(seed: u64, m: Malice, foreign: Arc<Mutex<BTreeSet<String>>>) -> i
 }
 
 impl Server {
-    fn new(disk: MemoryDisk, seed: u64, store: SimStore, shape: Shape) -> Self {
+    pub(super) fn new(disk: MemoryDisk, seed: u64, store: SimStore, shape: Shape) -> Self {
         let trace = std::env::var_os("ARC_HOSTILE_TRACE").is_some();
         Self {
             disk,
@@ -218,7 +218,7 @@ impl Server {
         }
     }
 
-    fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         assert!(self.core.is_none());
         let vfs: Arc<dyn Vfs> = Arc::new(self.disk.clone());
         let clock: SharedClock = self.clock.clone();
@@ -266,6 +266,7 @@ impl Server {
             plan: PlanSettings { bounds, writer, layout: Layout::Hive },
             workers: 1,
             row_group_bytes: 1 << 20,
+            patience: PATIENCE,
         };
         let keys = Keys::new(Duration::from_secs(60), 10, clock);
         let mut compactor = Compactor::new(
@@ -293,12 +294,12 @@ impl Server {
         });
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.say(|| "killed".into());
         self.core = None;
     }
 
-    fn core(&mut self) -> &mut Core {
+    pub(super) fn core(&mut self) -> &mut Core {
         self.core.as_mut().unwrap()
     }
 
@@ -307,7 +308,7 @@ impl Server {
     }
 
     /// One request with a row of this id for each of `tables`, in one hour.
-    fn append(&mut self, id: i64, tables: &[&str], hour: i64) {
+    pub(super) fn append(&mut self, id: i64, tables: &[&str], hour: i64) {
         let c = self.core.as_mut().unwrap();
         let table = |t: &&str| TableBatch {
             table: (*t).into(),
@@ -349,7 +350,7 @@ impl Server {
     }
 
     /// A step of everything; None when the process was killed within it.
-    fn step(&mut self) -> Option<Work> {
+    pub(super) fn step(&mut self) -> Option<Work> {
         let clock = Arc::clone(&self.clock);
         let c = self.core();
         c.prealloc.step();
@@ -399,8 +400,9 @@ impl Server {
     }
 
     /// Steps until everything acknowledged is committed and released; false when that does not come.
-    fn drain(&mut self) -> bool {
-        for _ in 0..3000 {
+    pub(super) fn drain(&mut self) -> bool {
+        // An output that has failed often is tried again after minutes.
+        for _ in 0..12_000 {
             if self.core.is_none() {
                 self.start();
             }
@@ -431,7 +433,7 @@ fn rows_of(file: &[u8]) -> Option<Vec<i64>> {
 }
 
 /// Ids in the Parquet of the store, and in how many rows of each table.
-fn rows(store: &SimStore) -> BTreeMap<i64, BTreeMap<String, u32>> {
+pub(super) fn rows(store: &SimStore) -> BTreeMap<i64, BTreeMap<String, u32>> {
     let mut out: BTreeMap<i64, BTreeMap<String, u32>> = BTreeMap::new();
     for (name, bytes) in store.objects().iter().filter(|(n, _)| n.ends_with(".parquet")) {
         let table = name.split('/').nth(1).unwrap().to_owned();

@@ -21,6 +21,8 @@ mod worker_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod waiting_tests;
+#[cfg(test)]
 mod tests;
 
 pub use columns::SchemaColumn;

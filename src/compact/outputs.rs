@@ -136,10 +136,10 @@ impl Compactor {
             match r {
                 Ok(r) => ready.push(r),
                 Err(Trouble::Retry(why)) => {
-                    stopped.insert(n, Stop { why, lasting: false });
+                    stopped.insert(n, Stop::passing(why));
                 }
                 Err(Trouble::Lasting(why)) => {
-                    stopped.insert(n, Stop { why, lasting: true });
+                    stopped.insert(n, Stop::lasting(why));
                 }
                 Err(e) => return Err(e),
             }
@@ -197,10 +197,10 @@ impl Compactor {
             match published.map_err(Trouble::from) {
                 Ok(Put::Ours) => commits.push((n, file)),
                 Err(Trouble::Retry(why)) => {
-                    stopped.insert(n, Stop { why, lasting: false });
+                    stopped.insert(n, Stop::passing(why));
                 }
                 Err(Trouble::Lasting(why)) => {
-                    stopped.insert(n, Stop { why, lasting: true });
+                    stopped.insert(n, Stop::lasting(why));
                 }
                 Err(e) => full = full.or(Some(e)),
                 Ok(Put::Foreign(other)) => {
@@ -212,7 +212,7 @@ impl Compactor {
                         file.sha256
                     );
                     tracing::error!(error = %why, "an output is stopped");
-                    stopped.insert(n, Stop { why, lasting: true });
+                    stopped.insert(n, Stop::foreign(why));
                 }
             }
         }

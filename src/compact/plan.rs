@@ -1,7 +1,7 @@
 //! Plans: which sequences become which files. A plan is durable in the manifest, and in the store, before anything of it is
 //! built, so that every attempt makes the same files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -15,10 +15,21 @@ use crate::format::payload::PayloadView;
 use crate::format::record::RecordKind;
 use crate::format::scan::{Finding, Found, Known, Scanner, judge};
 use crate::limits::{FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::sink::MAX_SMALL;
 use crate::types::{Hour, LogId, Sequence};
 use crate::vfs::{Mapping, Vfs};
 use crate::wal::SealedSegment;
 use crate::wal::reader::{FileBytes, read_file};
+
+/// Bytes that a plan may take as the object it is in the store, after which it takes no further record. Every output brings all columns of
+/// its table, so that many small tables make a plan larger than its rows.
+const MOST_JSON: u64 = 8 << 20;
+/// More than any [`PlanOutput`] takes, its name included.
+const OUTPUT_JSON: u64 = 640;
+/// More than any [`PlanInput`] takes.
+const INPUT_JSON: u64 = 192;
+
+const _: () = assert!(MOST_JSON * 2 <= MAX_SMALL);
 
 /// Where a plan ends, apart from the end of what is sealed. At least one record is always taken.
 #[derive(Clone, Copy, Debug)]
@@ -107,9 +118,28 @@ struct Gather<'a> {
     drafts: Vec<(OutputKey, Draft)>,
     rows: u64,
     bytes: u64,
+    /// What the plan is going to take as JSON, at most; counted for a new one only.
+    json: Option<u64>,
+    schemas: HashSet<(Arc<str>, Arc<str>, usize)>,
 }
 
 impl Gather<'_> {
+    /// Takes account of one more output of this key.
+    fn measure(&mut self, key: &OutputKey) {
+        let Some(json) = &mut self.json else { return };
+        *json += OUTPUT_JSON;
+        if self.schemas.insert((Arc::clone(&key.database), Arc::clone(&key.table), key.version)) {
+            let schema = PlanSchema {
+                database: key.database.to_string(),
+                table: key.table.to_string(),
+                version: key.version as u32,
+                // Later records of the plan may define more of them.
+                columns: self.catalog.schema(&key.database, &key.table, key.version, Sequence::MAX),
+            };
+            *json += serde_json::to_vec(&schema).map_or(0, |b| b.len() as u64);
+        }
+    }
+
     fn add(&mut self, sequence: Sequence, segment: u32, offset: u64, len: u32, p: &PayloadView<'_>) {
         self.bytes += u64::from(len) + RECORD_HEADER_BYTES as u64;
         for (i, t) in p.index.tables.iter().enumerate() {
@@ -119,10 +149,15 @@ impl Gather<'_> {
             let version = widened.partition_point(|w| *w <= sequence);
             for (hour, rows) in &t.hours {
                 let key = OutputKey { database: Arc::clone(&p.index.database), table: Arc::clone(&t.table), version, hour: *hour };
-                let at = *self.index.entry(key.clone()).or_insert_with(|| {
-                    self.drafts.push((key, Draft::default()));
-                    self.drafts.len() - 1
-                });
+                let at = match self.index.get(&key) {
+                    Some(at) => *at,
+                    None => {
+                        self.measure(&key);
+                        self.index.insert(key.clone(), self.drafts.len());
+                        self.drafts.push((key, Draft::default()));
+                        self.drafts.len() - 1
+                    }
+                };
                 if let Some((_, d)) = self.drafts.get_mut(at) {
                     d.slices.push(SliceRef::new(sequence, segment, offset, len, i as u32, *rows, t.hours.len() == 1));
                     d.rows += u64::from(*rows);
@@ -181,7 +216,9 @@ fn scan(
             last_sequence: seg.last_sequence,
         });
         for r in v.records.iter().filter(|r| r.kind == RecordKind::Write && r.sequence >= from && r.sequence <= through) {
-            let full = bounds.is_some_and(|b| gather.rows >= b.rows || gather.drafts.len() >= b.outputs || gather.bytes >= b.bytes);
+            let too_long = gather.json.is_some_and(|j| j + INPUT_JSON * s.inputs.len() as u64 >= MOST_JSON);
+            let full =
+                bounds.is_some_and(|b| too_long || gather.rows >= b.rows || gather.drafts.len() >= b.outputs || gather.bytes >= b.bytes);
             if full && gather.bytes > 0 {
                 s.mapped.segments.push(map);
                 break 'segments;
@@ -205,7 +242,16 @@ fn scan(
 }
 
 fn gather(catalog: &Catalog) -> Gather<'_> {
-    Gather { catalog, widenings: HashMap::new(), index: HashMap::new(), drafts: Vec::new(), rows: 0, bytes: 0 }
+    Gather {
+        catalog,
+        widenings: HashMap::new(),
+        index: HashMap::new(),
+        drafts: Vec::new(),
+        rows: 0,
+        bytes: 0,
+        json: None,
+        schemas: HashSet::new(),
+    }
 }
 
 /// Makes plan `number` of the sealed sequences above `shipped`. None when there is nothing to plan.
@@ -226,7 +272,7 @@ pub fn make(
         return Ok(None);
     }
     let first = shipped + 1;
-    let mut g = gather(catalog);
+    let mut g = Gather { json: Some(0), ..gather(catalog) };
     let s = scan(vfs, segments, first, through, Some(settings.bounds), &mut g)?;
     let last = s.last_sequence;
     // Sorted, so that the numbers of the outputs say nothing of the order of arrival.

@@ -7,13 +7,14 @@
 //! committed output (or set aside in one), and after the checkpoints of catalog and keys through it.
 //! INVARIANT(intent-before-publish): an object appears under its final name only after its length and hash are durable in the manifest.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::builder::{Probe, Trouble, UNCLEAN_ENDS, hex};
+use super::builder::{Probe, Stop, Trouble, UNCLEAN_ENDS, hex};
 use super::control::Control;
+use super::deferred::Attempts;
 use super::lake::LakeCheck;
 use super::plan::{PlanSettings, Slices, make, resume};
 use super::quarantine::{self, Quarantined};
@@ -43,10 +44,22 @@ pub struct Settings {
     /// Outputs built at one time.
     pub workers: usize,
     pub row_group_bytes: usize,
+    /// How long an output may fail while the store as a whole answers, before its records move aside: [`PATIENCE`] or [`DRAIN_PATIENCE`].
+    pub patience: Duration,
 }
 
-/// How long the log waits for an output that will not be publishable by itself, before its records move aside.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// While one output fails, no plan after its own is made, of any table. A part of a store that is being replaced, or rights that are being
+/// changed, are over in less; the log holds far more than comes in during it. Moving aside costs a copy of the records and loses nothing.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// In a drain nothing comes in, and somebody waits for its end.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same for an output that will not be publishable by itself, and for a plan that cannot begin: time enough for a person who is at it.
+const LASTING_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Attempts without which nothing is concluded from time that has passed: most of it the store may have been away.
+pub(super) const FEW: u32 = 3;
 
 /// How long a plan is put off for the active segment to be sealed.
 const SEAL_WAIT: Duration = Duration::from_millis(100);
@@ -72,8 +85,38 @@ pub(super) struct Current {
     pub(super) announced: bool,
     /// Earlier attempts ended uncleanly: each record is tried on its own first.
     pub(super) cautious: bool,
-    /// Since when outputs of the plan have waited.
-    pub(super) stopped_since: Option<Duration>,
+    /// The outputs that failed at the last attempt.
+    pub(super) failing: BTreeMap<u32, Failing>,
+    /// The plan's object could not be put, for a reason that will not go away by itself.
+    pub(super) barred: Option<Failing>,
+}
+
+/// What has failed again and again while the store answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failing {
+    since: Duration,
+    attempts: u32,
+}
+
+impl Current {
+    /// A plan one of whose outputs comes out of its side segment.
+    pub(super) fn of_side(plan: Plan, slices: Slices) -> Self {
+        Self { plan, slices, unparsable_kept: true, announced: true, cautious: false, failing: BTreeMap::new(), barred: None }
+    }
+}
+
+impl Failing {
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    fn again(before: Option<Self>, now: Duration) -> Self {
+        before.map_or(Self { since: now, attempts: 1 }, |f| Self { attempts: f.attempts.saturating_add(1), ..f })
+    }
+
+    fn is_over(&self, patience: Duration, now: Duration) -> bool {
+        self.attempts >= FEW && now >= self.since + patience
+    }
 }
 
 pub struct Compactor {
@@ -89,9 +132,10 @@ pub struct Compactor {
     pub(super) current: Option<Current>,
     pub(super) backoff: Backoff,
     pub(super) reserve_tried: Option<Duration>,
+    /// When deferred outputs are looked at again, whichever of them is due by itself.
     pub(super) deferred_due: Option<Duration>,
-    /// Deferred outputs, by plan and number, that no attempt of itself will publish.
-    pub(super) deferred_lasting: BTreeSet<(u64, u32)>,
+    /// Deferred outputs, by plan and number, that this process has tried.
+    pub(super) attempts: BTreeMap<(u64, u32), Attempts>,
     /// Since when a plan has been put off for the active segment to be sealed.
     seal_asked: Option<Duration>,
     /// What the last step waits for: sequences sealed through this.
@@ -103,6 +147,8 @@ pub struct Compactor {
     pub(super) unchecked: Option<LakeCheck>,
     /// The last attempt failed in a way that a store that is away explains.
     pub(super) doubtful: bool,
+    /// The last error as the compactor told it, while it stands.
+    said: Option<String>,
 }
 
 impl Compactor {
@@ -141,7 +187,8 @@ impl Compactor {
             backoff,
             reserve_tried: None,
             deferred_due: None,
-            deferred_lasting: BTreeSet::new(),
+            attempts: BTreeMap::new(),
+            said: None,
             seal_asked: None,
             awaited: None,
             shares_disk,
@@ -175,9 +222,17 @@ impl Compactor {
     /// Stopped in good order.
     pub fn finish(&mut self) {
         if !self.shared.is_poisoned() {
+            let mut entries = Vec::new();
+            // A plan that waits for its store is left in good order as well: the next attempt at it does not follow an unclean end.
+            if let Some(plan) = self.current.as_ref().map(|c| c.plan.plan)
+                && self.manifest.state.plans.get(&plan).is_some_and(|p| p.attempts > 0)
+            {
+                entries.push(Entry::Stopped { plan });
+            }
             // The next recovery then knows how much must be there, whatever has become of the files.
             let sequence = self.shared.watermarks().durable;
-            let _ = self.append(vec![Entry::Durable { sequence, running_ms: self.keys.running_ms() }], &[]);
+            entries.push(Entry::Durable { sequence, running_ms: self.keys.running_ms() });
+            let _ = self.append(entries, &[]);
         }
     }
 
@@ -222,12 +277,28 @@ impl Compactor {
         }
     }
 
-    pub(super) fn trouble(&self, why: &str) {
+    pub(super) fn trouble(&mut self, why: &str) {
         if self.shared.last_error().as_deref() != Some(why) {
             tracing::warn!(error = %why, "compaction will be tried again");
         }
         self.shared.metrics.compact_errors_total.increment(1);
         self.shared.set_last_error(why.to_owned());
+        self.said = Some(why.to_owned());
+    }
+
+    /// A plan or a deferred output went through: what the compactor said last is over, unless an output still waits.
+    pub(super) fn trouble_is_over(&mut self) {
+        let said = self.said.take();
+        // What others have said stands: a poisoned log, a spare segment that cannot be made.
+        if said.is_none() || self.shared.last_error() != said {
+            return;
+        }
+        let waits = self.attempts.values().find_map(|a| a.last.as_ref()).map(|s| s.why.clone());
+        match &waits {
+            Some(why) => self.shared.set_last_error(why.clone()),
+            None => self.shared.clear_last_error(),
+        }
+        self.said = waits;
     }
 
     fn advance(&mut self) -> Result<Work, Trouble> {
@@ -291,7 +362,8 @@ impl Compactor {
         self.append(entries, &[])?;
         self.control.set_damage(self.manifest.state.damage.clone());
         self.control.set_plan(Some(plan.plan));
-        self.current = Some(Current { plan, slices, unparsable_kept: false, announced: false, cautious, stopped_since: None });
+        self.current =
+            Some(Current { plan, slices, unparsable_kept: false, announced: false, cautious, failing: BTreeMap::new(), barred: None });
         Ok(Work::Worked)
     }
 
@@ -384,16 +456,23 @@ impl Compactor {
             self.ask_store()?;
         }
         if !c.announced {
-            self.announce(c)?;
+            let announced = self.announce(c);
+            self.note_barred(c, &announced);
+            announced?;
         }
         if !c.unparsable_kept {
             self.keep_unparsable(c)?;
         }
-        self.adopt_published(c)?;
-        let todo: Vec<u32> = (0..c.plan.outputs.len() as u32).filter(|n| !self.is_settled(&c.plan, *n)).collect();
+        let unsettled =
+            |x: &Self, c: &Current| -> Vec<u32> { (0..c.plan.outputs.len() as u32).filter(|n| !x.is_settled(&c.plan, *n)).collect() };
+        if let Some(stop) = self.adopt_published(c, &unsettled(self, c))?.failed.pop_first() {
+            // Building it again will say why, and may defer it.
+            self.trouble(&stop.1.why);
+        }
+        let todo = unsettled(self, c);
         if !todo.is_empty() {
             let stopped = self.build_all(c, &todo)?;
-            if stopped.values().any(|s| !s.lasting) {
+            if !stopped.is_empty() {
                 // Records move aside for an output that cannot be published, not for a store that is away.
                 self.ask_store()?;
             }
@@ -402,30 +481,62 @@ impl Compactor {
                 self.append(vec![Entry::Stopped { plan: c.plan.plan }], &[])?;
                 return Ok(false);
             }
-            if let Some((n, stop)) = stopped.first_key_value() {
-                // The others are committed. What stopped these may go away by itself or by a person.
-                let (some, all, plan, why) = (stopped.len(), todo.len(), c.plan.plan, &stop.why);
-                self.trouble(&format!("{some} of {all} outputs of plan {plan} wait; output {n}: {why}"));
-                self.shared.metrics.compact_retries_total.increment(1);
-                let now = self.shared.clock.monotonic();
-                let patience_is_over = now >= *c.stopped_since.get_or_insert(now) + PATIENCE;
-                let too_much = self.pins_too_much();
-                let aside: Vec<u32> =
-                    stopped.iter().filter(|(_, s)| too_much || (s.lasting && patience_is_over)).map(|(n, _)| *n).collect();
-                self.defer(c, &aside)?;
-                if aside.len() < stopped.len() {
-                    return Ok(false);
-                }
+            let failed = stopped.len();
+            let aside = self.aside(c, stopped, todo.len());
+            self.defer(c, &aside)?;
+            if aside.len() < failed {
+                return Ok(false);
             }
         }
-        let entry = Entry::Shipped { plan: c.plan.plan, last_sequence: c.plan.last_sequence };
-        self.append(vec![entry], &[])?;
-        let last = c.plan.last_sequence;
+        self.ship(&c.plan)?;
+        Ok(true)
+    }
+
+    /// Those of the outputs that failed whose records are to move aside. The others are committed; what stopped these may go away by itself
+    /// or by a person.
+    fn aside(&mut self, c: &mut Current, stopped: BTreeMap<u32, Stop>, all: usize) -> BTreeMap<u32, Stop> {
+        let before = std::mem::take(&mut c.failing);
+        let Some((n, stop)) = stopped.first_key_value() else { return stopped };
+        let (some, plan, why) = (stopped.len(), c.plan.plan, &stop.why);
+        self.trouble(&format!("{some} of {all} outputs of plan {plan} wait; output {n}: {why}"));
+        self.shared.metrics.compact_retries_total.increment(1);
+        let now = self.shared.clock.monotonic();
+        c.failing = stopped.keys().map(|n| (*n, Failing::again(before.get(n).copied(), now))).collect();
+        let too_much = self.pins_too_much();
+        let is_over = |n: &u32, s: &Stop| {
+            let patience = if s.lasting { LASTING_PATIENCE } else { self.settings.patience };
+            c.failing.get(n).is_some_and(|f| f.is_over(patience, now))
+        };
+        stopped.into_iter().filter(|(n, s)| too_much || is_over(n, s)).collect()
+    }
+
+    /// A plan whose object cannot be put holds up everything. Whoever waits for an end of that hears of it.
+    fn note_barred(&mut self, c: &mut Current, announced: &Result<(), Trouble>) {
+        let Err(Trouble::Lasting(why)) = announced else {
+            c.barred = None;
+            return self.control.set_barred(None);
+        };
+        let now = self.shared.clock.monotonic();
+        let barred = Failing::again(c.barred, now);
+        c.barred = Some(barred);
+        if barred.is_over(LASTING_PATIENCE, now) {
+            self.control.set_barred(Some(why.clone()));
+        }
+    }
+
+    /// INVARIANT(shipped-is-settled): a plan is called shipped, which lets its segments go, only when each of its outputs is committed or its
+    /// records are in a side segment.
+    pub(super) fn ship(&mut self, plan: &Plan) -> Result<(), Trouble> {
+        let open = (0..plan.outputs.len() as u32).find(|n| !self.is_settled(plan, *n));
+        assert_eq!(open, None, "INVARIANT(shipped-is-settled): an output of plan {} is neither committed nor deferred", plan.plan);
+        let last = plan.last_sequence;
+        self.append(vec![Entry::Shipped { plan: plan.plan, last_sequence: last }], &[])?;
         self.shared.advance(|w| w.shipped = w.shipped.max(last));
         self.shared.metrics.compact_plans_total.increment(1);
         self.control.set_plan(None);
-        tracing::info!(plan = c.plan.plan, through = last, "plan shipped");
-        Ok(true)
+        tracing::info!(plan = plan.plan, through = last, "plan shipped");
+        self.trouble_is_over();
+        Ok(())
     }
 
     /// Whether the store as a whole answers.
@@ -509,37 +620,45 @@ impl Compactor {
         Ok(())
     }
 
-    /// Commits outputs whose object an earlier attempt has published under a recorded intent.
-    pub(super) fn adopt_published(&mut self, c: &Current) -> Result<(), Trouble> {
-        let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(()) };
+    /// Commits those of `outputs` whose object an earlier attempt has published under a recorded intent. Looking at one reads its object, so
+    /// only those are named that somebody wants to know of.
+    pub(super) fn adopt_published(&mut self, c: &Current, outputs: &[u32]) -> Result<Looked, Trouble> {
+        let mut looked = Looked::default();
+        let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(looked) };
         let mut found = Vec::new();
-        let mut stopped = None;
-        for (n, files) in state.intents.iter().filter(|(n, _)| !state.commits.contains_key(n)) {
-            let Some(o) = c.plan.outputs.get(*n as usize) else { continue };
+        for n in outputs.iter().filter(|n| !state.commits.contains_key(n)) {
+            let (Some(files), Some(o)) = (state.intents.get(n), c.plan.outputs.get(*n as usize)) else { continue };
             let adopted = self.sink.describe(&o.name).and_then(|info| {
-                let Some(f) = info.and_then(|i| files.iter().find(|f| same(f, &i))) else { return Ok(None) };
+                let Some(info) = info else { return Ok(None) };
+                let Some(f) = files.iter().find(|f| same(f, &info)) else {
+                    looked.foreign.push(*n);
+                    return Ok(None);
+                };
                 self.sink.confirm(&o.name).map(|()| Some(f.clone()))
             });
             match adopted.map_err(Trouble::from) {
                 Ok(f) => found.extend(f.map(|f| (*n, f))),
-                // It stops this output alone: building it again will say why, and may defer it.
-                Err(Trouble::Retry(why) | Trouble::Lasting(why)) => stopped = Some(why),
+                // It stops this output alone.
+                Err(Trouble::Retry(why)) => drop(looked.failed.insert(*n, Stop::passing(why))),
+                Err(Trouble::Lasting(why)) => drop(looked.failed.insert(*n, Stop::lasting(why))),
                 Err(e) => return Err(e),
             }
         }
-        if let Some(why) = stopped {
-            self.trouble(&why);
-        }
-        self.commit(c, found)
+        self.commit(c, found)?;
+        Ok(looked)
     }
 
     fn commit(&mut self, c: &Current, files: Vec<(u32, OutputFile)>) -> Result<(), Trouble> {
         if files.is_empty() {
             return Ok(());
         }
+        let deferred = files.iter().any(|(n, _)| self.manifest.state.deferred.contains_key(&(c.plan.plan, *n)));
         let entries = files.iter().map(|(n, f)| commit_entry(c.plan.plan, *n, f)).collect();
         self.append(entries, &[])?;
         self.count_commits(&files);
+        if deferred {
+            self.count_deferred();
+        }
         Ok(())
     }
 
@@ -590,6 +709,14 @@ impl Compactor {
     pub fn shipped(&self) -> Sequence {
         self.manifest.state.shipped
     }
+}
+
+/// What [`Compactor::adopt_published`] found of outputs that it did not commit.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    /// At whose name an object is that no intent describes.
+    pub(super) foreign: Vec<u32>,
+    pub(super) failed: BTreeMap<u32, Stop>,
 }
 
 /// The name of the create-only object that makes plan `k` of a log the only one of its number.

@@ -10,7 +10,7 @@ use super::lake::LakeCheck;
 use super::name::Layout;
 use super::plan::{Bounds, PlanSettings};
 use super::quarantine;
-use super::worker::{Compactor, Settings, Work};
+use super::worker::{Compactor, PATIENCE, Settings, Work};
 use crate::batch::{Column, TableBatch, ValidBatch, Values};
 use crate::catalog::Catalog;
 use crate::clock::SystemClock;
@@ -30,25 +30,25 @@ use crate::wal::recover::open;
 use crate::wal::shared::LogSettings;
 use crate::wal::{Appender, Shared};
 
-struct Core {
-    shared: Arc<Shared>,
-    control: Arc<Control>,
+pub(super) struct Core {
+    pub(super) shared: Arc<Shared>,
+    pub(super) control: Arc<Control>,
     committer: Committer,
     prealloc: Arc<Preallocator>,
-    compactor: Compactor,
+    pub(super) compactor: Compactor,
     appender: Appender,
-    catalog: Arc<Catalog>,
-    lake: PathBuf,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) lake: PathBuf,
     _lock: Box<dyn std::any::Any + Send + Sync>,
 }
 
 impl Core {
-    fn open(root: &Path) -> Self {
+    pub(super) fn open(root: &Path) -> Self {
         Self::open_with(root, 64 << 20, |_| {})
     }
 
     /// `tamper` sees the manifest before the compactor does.
-    fn open_with(root: &Path, max_size: u64, tamper: impl FnOnce(&mut crate::wal::manifest::Manifest)) -> Self {
+    pub(super) fn open_with(root: &Path, max_size: u64, tamper: impl FnOnce(&mut crate::wal::manifest::Manifest)) -> Self {
         let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
         let clock = SystemClock::shared();
         let catalog = Catalog::new(100, 100);
@@ -100,6 +100,7 @@ impl Core {
             },
             workers: 1,
             row_group_bytes: 1 << 20,
+            patience: PATIENCE,
         };
         let compactor = Compactor::new(
             Arc::clone(&o.shared),
@@ -126,7 +127,7 @@ impl Core {
     }
 
     /// Appends one row to each of `tables`, all at one time stamp.
-    fn append(&mut self, time: i64, tables: &[&str]) -> Sequence {
+    pub(super) fn append(&mut self, time: i64, tables: &[&str]) -> Sequence {
         self.append_batch(tables.iter().map(|t| TableBatch { table: (*t).into(), time: vec![time], columns: vec![] }).collect())
     }
 
@@ -146,7 +147,7 @@ impl Core {
     }
 
     /// Steps everything until what is durable is shipped, or the compactor waits for something that does not come.
-    fn ship(&mut self) -> bool {
+    pub(super) fn ship(&mut self) -> bool {
         let target = self.shared.watermarks().durable;
         self.control.request(target);
         self.shared.request_seal(target);
@@ -164,7 +165,7 @@ impl Core {
         false
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    pub(super) fn files(&self) -> Vec<PathBuf> {
         fn walk(d: &Path, out: &mut Vec<PathBuf>) {
             for e in std::fs::read_dir(d).into_iter().flatten().flatten() {
                 if e.path().is_dir() { walk(&e.path(), out) } else { out.push(e.path()) }
@@ -177,7 +178,7 @@ impl Core {
         out
     }
 
-    fn rows(&self) -> u64 {
+    pub(super) fn rows(&self) -> u64 {
         let count = |p: &PathBuf| {
             let f = std::fs::File::open(p).unwrap();
             let m = parquet::file::metadata::ParquetMetaDataReader::new().parse_and_finish(&f).unwrap();
@@ -269,10 +270,10 @@ fn a_stopped_output_that_pins_the_log_moves_to_a_side_segment() {
 }
 
 /// A lake behind something that may be away. Plan objects get through.
-struct Away {
-    lake: Arc<dyn Sink>,
-    away: Arc<AtomicBool>,
-    staged: Arc<AtomicU32>,
+pub(super) struct Away {
+    pub(super) lake: Arc<dyn Sink>,
+    pub(super) away: Arc<AtomicBool>,
+    pub(super) staged: Arc<AtomicU32>,
 }
 
 struct AwayStaged(Box<dyn Staged>, Arc<AtomicBool>);

@@ -15,7 +15,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::{MAX_SMALL, ObjectInfo, Published, PutSmall, Sink, SinkError, SinkResult, Staged, Swept, check_name};
+use super::{Compare, ObjectInfo, Published, PutSmall, Sink, SinkError, SinkResult, Staged, Swept, check_name};
 use crate::types::LogId;
 
 /// Directory entries that a sweep looks at before it gives up.
@@ -272,19 +272,9 @@ impl Sink for LocalSink {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(failed("opening", &path)(e)),
         };
-        let (mut hash, mut len) = (Sha256::new(), 0u64);
-        let mut buf = vec![0u8; 1 << 20];
-        loop {
-            match file.read(&mut buf) {
-                Ok(0) => return Ok(Some(ObjectInfo { len, sha256: hash.finalize().into() })),
-                Ok(n) => {
-                    hash.update(buf.get(..n).unwrap_or_default());
-                    len += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(failed("reading", &path)(e)),
-            }
-        }
+        let mut hash = Sha256::new();
+        let len = each_piece(&mut file, |b| hash.update(b)).map_err(failed("reading", &path))?;
+        Ok(Some(ObjectInfo { len, sha256: hash.finalize().into() }))
     }
 
     fn confirm(&self, name: &str) -> SinkResult<()> {
@@ -302,13 +292,12 @@ impl Sink for LocalSink {
             Published::Created => Ok(PutSmall::Created),
             Published::AlreadyThere => {
                 self.confirm(name)?;
-                let mut there = Vec::new();
-                let file = File::open(&path).map_err(failed("opening", &path))?;
-                file.take(MAX_SMALL + 1).read_to_end(&mut there).map_err(failed("reading", &path))?;
-                if there.len() as u64 > MAX_SMALL {
-                    return Err(failed("reading", &path)(io::Error::new(io::ErrorKind::InvalidData, "larger than a small object")));
-                }
-                Ok(PutSmall::Exists(there))
+                let other = |why: String| failed("reading", &path)(io::Error::new(io::ErrorKind::InvalidData, why));
+                let mut file = File::open(&path).map_err(failed("opening", &path))?;
+                let mut there = Compare::new(bytes);
+                there.length(file.metadata().map_err(failed("reading", &path))?.len()).map_err(other)?;
+                each_piece(&mut file, |b| there.add(b)).map_err(failed("reading", &path))?;
+                there.end().map_err(other)
             }
         }
     }
@@ -319,6 +308,22 @@ impl Sink for LocalSink {
 
     fn sweep(&self) -> SinkResult<Swept> {
         sweep(&self.shared, SWEEP_ENTRIES)
+    }
+}
+
+/// Reads to the end; how many bytes there were.
+fn each_piece(file: &mut File, mut each: impl FnMut(&[u8])) -> io::Result<u64> {
+    let (mut buf, mut len) = (vec![0u8; 1 << 20], 0u64);
+    loop {
+        match file.read(&mut buf) {
+            Ok(0) => return Ok(len),
+            Ok(n) => {
+                each(buf.get(..n).unwrap_or_default());
+                len += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
 }
 
@@ -363,6 +368,7 @@ fn sweep(shared: &Shared, mut entries: u64) -> SinkResult<Swept> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MAX_SMALL;
     use super::*;
 
     const LOG: LogId = LogId([7; 16]);
@@ -516,6 +522,18 @@ mod tests {
         assert!(matches!(&e, SinkError::Permanent { .. }) && e.to_string().contains("larger than a small object"), "{e}");
         f.set_len(MAX_SMALL).unwrap();
         assert!(matches!(s.put_small("_arc/p", b"x"), Ok(PutSmall::Exists(b)) if b.len() as u64 == MAX_SMALL));
+    }
+
+    /// A plan is as long as it is: the second attempt at its object finds the first one's, whatever its length.
+    #[test]
+    fn a_small_object_of_any_length_is_known_again() {
+        let (_dir, s) = lake(false);
+        let mut bytes = vec![7; MAX_SMALL as usize + 1];
+        assert_eq!(s.put_small("_arc/p", &bytes).unwrap(), PutSmall::Created);
+        assert_eq!(s.put_small("_arc/p", &bytes).unwrap(), PutSmall::Same);
+        bytes[0] = 8;
+        let e = s.put_small("_arc/p", &bytes).unwrap_err();
+        assert!(matches!(&e, SinkError::Permanent { .. }) && e.to_string().contains("move it away"), "{e}");
     }
 
     #[test]

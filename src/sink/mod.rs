@@ -13,6 +13,8 @@ pub mod sim;
 
 use std::io::{self, Write};
 
+use sha2::{Digest, Sha256};
+
 pub use local::LocalSink;
 pub use object::ObjectSink;
 pub use retry::Backoff;
@@ -38,7 +40,9 @@ pub enum Published {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PutSmall {
     Created,
-    /// The bytes that had the name before, and keep it.
+    /// The same bytes, by length and hash, had the name before: of any length.
+    Same,
+    /// Other bytes had the name before, and keep it: at most [`MAX_SMALL`].
     Exists(Vec<u8>),
 }
 
@@ -143,7 +147,7 @@ pub trait Sink: Send + Sync {
     /// Stages, seals and publishes a few bytes; says what is there when the name is taken.
     ///
     /// # Errors
-    /// [`SinkError`], also when the object there is larger than [`MAX_SMALL`].
+    /// [`SinkError`], [`SinkError::Permanent`] also when the object there is another one and larger than [`MAX_SMALL`].
     fn put_small(&self, name: &str, bytes: &[u8]) -> SinkResult<PutSmall>;
 
     /// The filesystem that objects take room on, if it is one of this machine: a number as [`crate::vfs::Vfs::device`] gives.
@@ -182,8 +186,53 @@ pub trait Sink: Send + Sync {
     }
 }
 
-/// Most bytes that [`Sink::put_small`] reads back.
+/// Most bytes of another object that [`Sink::put_small`] gives back.
 pub const MAX_SMALL: u64 = 16 << 20;
+
+/// Compares what has the name of a small object with what was to get it, as it is read.
+struct Compare<'a> {
+    expected: &'a [u8],
+    hash: Sha256,
+    len: u64,
+    /// What was read, as far as anybody may ask for it.
+    read: Vec<u8>,
+}
+
+impl<'a> Compare<'a> {
+    fn new(expected: &'a [u8]) -> Self {
+        Self { expected, hash: Sha256::new(), len: 0, read: Vec::new() }
+    }
+
+    /// Whether an object of `len` bytes is worth reading: if not, why.
+    fn length(&self, len: u64) -> Result<(), String> {
+        let expected = self.expected.len() as u64;
+        if len == expected || len <= MAX_SMALL {
+            return Ok(());
+        }
+        Err(format!(
+            "another object has the name: expected {expected} bytes, found {len}, which is larger than a small object; move it away"
+        ))
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.len += bytes.len() as u64;
+        if self.len <= MAX_SMALL {
+            self.read.extend_from_slice(bytes);
+        }
+    }
+
+    fn end(self) -> Result<PutSmall, String> {
+        self.length(self.len)?;
+        if self.len == self.expected.len() as u64 && self.hash.finalize() == Sha256::digest(self.expected) {
+            return Ok(PutSmall::Same);
+        }
+        if self.len > MAX_SMALL {
+            return Err(format!("another object of the same {} bytes has the name; move it away", self.len));
+        }
+        Ok(PutSmall::Exists(self.read))
+    }
+}
 
 /// An object's name is relative, no part is empty, `.` or `..`, none begins with `.` (those are temporary), has a NUL
 /// or more than 255 bytes.

@@ -337,6 +337,7 @@ impl Sink for SimStore {
         check_name(name)?;
         match self.put(Call::PutSmall, name, bytes.into())? {
             None => Ok(PutSmall::Created),
+            Some(there) if *there == *bytes => Ok(PutSmall::Same),
             Some(there) if there.len() as u64 > MAX_SMALL => Err(errno(Call::PutSmall, name, libc::EINVAL)),
             Some(there) => Ok(PutSmall::Exists(there.to_vec())),
         }

@@ -309,6 +309,11 @@ impl Shared {
         *lock(&self.last_error) = Some(e);
     }
 
+    /// What was said last is over.
+    pub fn clear_last_error(&self) {
+        *lock(&self.last_error) = None;
+    }
+
     pub fn last_error(&self) -> Option<String> {
         lock(&self.last_error).clone()
     }

@@ -14,7 +14,7 @@ use arc_ingest::clock::{Clock, SharedClock};
 use arc_ingest::compact::Layout;
 use arc_ingest::compact::control::Control;
 use arc_ingest::compact::plan::{Bounds, PlanSettings};
-use arc_ingest::compact::worker::{Compactor, Settings, Work};
+use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings, Work};
 use arc_ingest::format::manifest::PlanWriter;
 use arc_ingest::format::payload::{EncodedRecord, KeyEntry, PayloadView, encode};
 use arc_ingest::idempotency::Keys;
@@ -128,7 +128,7 @@ impl Sink for MemSink {
     fn put_small(&self, name: &str, bytes: &[u8]) -> SinkResult<PutSmall> {
         let mut objects = self.0.lock().unwrap();
         if let Some(b) = objects.get(name) {
-            return Ok(PutSmall::Exists(b.clone()));
+            return Ok(if b == bytes { PutSmall::Same } else { PutSmall::Exists(b.clone()) });
         }
         objects.insert(name.into(), bytes.into());
         Ok(PutSmall::Created)
@@ -296,6 +296,7 @@ impl Core {
             },
             workers: 1,
             row_group_bytes: 1 << 20,
+            patience: PATIENCE,
         };
         let compactor = Compactor::new(
             Arc::clone(&o.shared),

@@ -40,7 +40,7 @@ use renew::Renew;
 use staged::ObjectStaged;
 use uploads::Lister;
 
-use super::{Backoff, MAX_SMALL, ObjectInfo, PutSmall, Sink, SinkError, SinkResult, Staged, Swept, check_name};
+use super::{Backoff, Compare, ObjectInfo, PutSmall, Sink, SinkError, SinkResult, Staged, Swept, check_name};
 use crate::clock::SharedClock;
 use crate::metrics::{Metrics, StoreCall, StoreOp, StoreOutcome};
 use crate::types::LogId;
@@ -505,21 +505,13 @@ impl Sink for ObjectSink {
                 s.verify(&path, bytes.len() as u64, None).await?;
                 return Ok(PutSmall::Created);
             }
-            let mut there = Vec::new();
-            let mut len = 0u64;
-            let read = s
-                .read(&path, |b| {
-                    len += b.len() as u64;
-                    if len <= MAX_SMALL {
-                        there.extend_from_slice(b);
-                    }
-                })
-                .await?;
-            match read {
-                Some(n) if n <= MAX_SMALL => Ok(PutSmall::Exists(there)),
-                Some(_) => Err(Failed::new(Class::Refused, s.context(StoreOp::Get, &path), "larger than a small object")),
-                None => Err(Failed::new(Class::Garbled, s.context(StoreOp::Get, &path), "the object that had the name is gone")),
-            }
+            let other = |why: String| Failed::new(Class::Refused, s.context(StoreOp::Get, &path), why);
+            let gone = || Failed::new(Class::Garbled, s.context(StoreOp::Get, &path), "the object that had the name is gone");
+            let mut there = Compare::new(bytes);
+            // What is too large is not read only to say so.
+            there.length(s.head(&path).await?.ok_or_else(gone)?).map_err(other)?;
+            s.read(&path, |b| there.add(b)).await?.ok_or_else(gone)?;
+            there.end().map_err(other)
         })
     }
 

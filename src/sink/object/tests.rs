@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::sync::atomic::AtomicUsize;
 
-use super::super::{Published, SimStore};
+use super::super::{MAX_SMALL, Published, SimStore};
 use super::sim_s3::{SimS3, WireFault};
 use super::*;
 use crate::clock::SystemClock;
@@ -410,6 +410,22 @@ fn a_read_that_breaks_off_is_no_description() {
     sim.set_faults(|w| (w.op == StoreOp::Get).then_some(WireFault::CutAnswer));
     assert!(matches!(sink.describe(NAME), Err(SinkError::Transient { .. })));
     assert!(sink.put_small(NAME, b"x").is_err());
+}
+
+/// A plan is as long as it is: the second attempt at its object finds the first one's, whatever its length. What is too large and another
+/// one is not read.
+#[test]
+fn a_small_object_of_any_length_is_known_again() {
+    let (_, sim, sink) = setup();
+    let mut bytes = vec![7; MAX_SMALL as usize + 1];
+    assert_eq!(sink.put_small(NAME, &bytes).unwrap(), PutSmall::Created);
+    assert_eq!(sink.put_small(NAME, &bytes).unwrap(), PutSmall::Same);
+    bytes[0] = 8;
+    let e = sink.put_small(NAME, &bytes).unwrap_err();
+    assert!(matches!(&e, SinkError::Permanent { .. }) && e.to_string().contains("move it away"), "{e}");
+    let read = sim.requests_of(StoreOp::Get);
+    assert!(matches!(sink.put_small(NAME, b"x"), Err(SinkError::Permanent { .. })));
+    assert_eq!(sim.requests_of(StoreOp::Get), read);
 }
 
 #[test]

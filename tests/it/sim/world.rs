@@ -10,7 +10,7 @@ use arc_ingest::clock::{Clock, SharedClock, SimClock, SplitMix64};
 use arc_ingest::compact::Layout;
 use arc_ingest::compact::plan::{Bounds as PlanBounds, PlanSettings};
 use arc_ingest::compact::quarantine;
-use arc_ingest::compact::worker::{Compactor, Settings as CompactSettings, Work};
+use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings as CompactSettings, Work};
 use arc_ingest::config::Secret;
 use arc_ingest::decode::Nested;
 use arc_ingest::decode::line_protocol::Precision;
@@ -106,6 +106,7 @@ impl Machine {
                 },
                 workers: 1,
                 row_group_bytes: 1 << 20,
+                patience: PATIENCE,
             },
             paused: false,
             max_columns: 100,
