@@ -46,6 +46,7 @@ pub struct Control {
     deferred: Mutex<Deferred>,
     damage: Mutex<Vec<Entry>>,
     any_refused: AtomicBool,
+    hurry: AtomicBool,
     forked: Mutex<Option<String>>,
     barred: Mutex<Option<String>>,
     signal: (Mutex<bool>, Condvar),
@@ -66,6 +67,7 @@ impl Control {
             deferred: Mutex::default(),
             damage: Mutex::default(),
             any_refused: AtomicBool::new(false),
+            hurry: AtomicBool::new(false),
             forked: Mutex::default(),
             barred: Mutex::default(),
             signal: (Mutex::new(false), Condvar::new()),
@@ -205,8 +207,14 @@ impl Control {
         lock(&self.barred).clone()
     }
 
-    /// Ships what is durable now and waits for it, at most `timeout`. A flush joins one that is running.
+    /// Whether a flush has begun since this was asked last.
+    pub(super) fn take_hurry(&self) -> bool {
+        self.hurry.swap(false, Ordering::Relaxed)
+    }
+
+    /// Ships what is durable now and waits for it, at most `timeout`; outputs that wait are tried at once. A flush joins one that is running.
     pub async fn flush(&self, timeout: Duration) -> Shipped {
+        self.hurry.store(true, Ordering::Relaxed);
         let target = self.shared.watermarks().durable;
         let (files, rows) = (self.files.load(Ordering::Relaxed), self.rows.load(Ordering::Relaxed));
         self.request(target);

@@ -186,6 +186,10 @@ impl Compactor {
         if self.manifest.state.deferred.is_empty() || self.control.is_paused() || self.deferred_due.is_some_and(|d| now < d) {
             return Ok(false);
         }
+        if self.control.take_hurry() {
+            // Who asks may have mended what they wait for.
+            self.attempts.values_mut().for_each(|a| a.due = Duration::ZERO);
+        }
         let due = |key: &(u64, u32)| self.attempts.get(key).map_or(Duration::ZERO, |a| a.due);
         // Whoever has waited longest comes first: a pass that ends early is gone on with by the next.
         let mut list: Vec<_> = self.manifest.state.deferred.keys().map(|k| (due(k), *k)).filter(|(at, _)| *at <= now).collect();

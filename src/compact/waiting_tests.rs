@@ -87,6 +87,28 @@ fn a_deferred_output_is_looked_at_alone_and_ever_more_seldom() {
     assert_eq!(s.core().control.deferred().stuck, 10);
 }
 
+/// An operator who has moved an object away need not wait for minutes.
+#[test]
+fn a_flush_tries_at_once_what_waits() {
+    let (mut s, _s3, store) = taken(&["t"]);
+    for _ in 0..100 {
+        s.clock.advance(Duration::from_secs(20));
+        s.step();
+    }
+    for name in store.objects().into_keys().filter(|n| n.ends_with(".parquet")) {
+        store.remove(&name);
+    }
+    s.clock.advance(Duration::from_secs(6));
+    s.step();
+    assert_eq!(s.core().control.deferred().outputs, 1, "it is tried every ten minutes");
+    let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let control = Arc::clone(&s.core().control);
+    rt.block_on(control.flush(Duration::ZERO));
+    s.clock.advance(Duration::from_secs(6));
+    s.step();
+    assert_eq!(s.core().control.deferred().outputs, 0);
+}
+
 #[test]
 fn one_pass_publishes_all_that_can_be_published_again() {
     let (mut s, s3, store) = taken(&MANY);
