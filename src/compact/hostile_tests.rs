@@ -609,6 +609,7 @@ fn one_server(seed: u64, wired: bool) -> (u64, Vec<String>) {
     assert_eq!(s3.uploads(), Vec::<String>::new(), "seed {seed}: uploads are left");
     let probes = store.objects().into_keys().filter(|k| k.contains("/probe-")).count();
     assert_eq!(probes, 0, "seed {seed}: probes are left");
+    assert_eq!(store.replaced(), Vec::<String>::new(), "seed {seed}: objects were replaced");
     (store.calls() + s3.requests(), store.objects().into_keys().collect())
 }
 

@@ -97,12 +97,6 @@ impl SinkError {
         }
         Self::Transient { context, source }
     }
-
-    pub fn io(&self) -> &io::Error {
-        match self {
-            Self::NoSpace { source, .. } | Self::Transient { source, .. } | Self::Permanent { source, .. } => source,
-        }
-    }
 }
 
 pub type SinkResult<T> = Result<T, SinkError>;

@@ -60,12 +60,15 @@ pub enum Fault {
 
 type Schedule = Box<dyn FnMut(&Op<'_>) -> Option<Fault> + Send>;
 type Stall = Box<dyn FnMut(Duration) + Send>;
+type Witness = Box<dyn FnMut(&SimStore, &str, &[u8]) + Send>;
 
 #[derive(Default)]
 struct State {
     objects: BTreeMap<String, Arc<[u8]>>,
     /// Puts that were given up by their caller and are still on their way.
     late: Vec<(String, Arc<[u8]>)>,
+    /// Names whose object was put in the place of another one.
+    replaced: Vec<String>,
     calls: u64,
     capacity: Option<u64>,
     device: Option<u64>,
@@ -75,6 +78,7 @@ struct Inner {
     state: Mutex<State>,
     schedule: Mutex<Option<Schedule>>,
     stall: Mutex<Option<Stall>>,
+    witness: Mutex<Option<Witness>>,
 }
 
 /// How long a call hangs before its caller gives up.
@@ -88,7 +92,14 @@ pub struct SimStore {
 
 impl Default for SimStore {
     fn default() -> Self {
-        Self { inner: Arc::new(Inner { state: Mutex::default(), schedule: Mutex::new(None), stall: Mutex::new(None) }) }
+        Self {
+            inner: Arc::new(Inner {
+                state: Mutex::default(),
+                schedule: Mutex::new(None),
+                stall: Mutex::new(None),
+                witness: Mutex::new(None),
+            }),
+        }
     }
 }
 
@@ -131,6 +142,16 @@ impl SimStore {
         *lock(&self.inner.stall) = Some(Box::new(stall));
     }
 
+    /// Shows `witness` every object that is put, before it is visible. It may use the methods of [`SimStore`], not those of [`Sink`].
+    pub fn set_witness(&self, witness: impl FnMut(&Self, &str, &[u8]) + Send + 'static) {
+        *lock(&self.inner.witness) = Some(Box::new(witness));
+    }
+
+    /// Names of objects that were put in the place of another one, but for probes, which are meant to try that.
+    pub fn replaced(&self) -> Vec<String> {
+        self.state().replaced.clone()
+    }
+
     /// Bytes that all objects together may have; more is `ENOSPC`.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
@@ -155,6 +176,17 @@ impl SimStore {
         self.state().objects.insert(name.to_owned(), bytes.into());
     }
 
+    /// What is put becomes visible.
+    pub(super) fn appear(&self, name: &str, bytes: Arc<[u8]>) {
+        if let Some(witness) = lock(&self.inner.witness).as_mut() {
+            witness(self, name, &bytes);
+        }
+        let mut s = self.state();
+        if s.objects.insert(name.to_owned(), bytes).is_some() && !name.contains("/probe-") {
+            s.replaced.push(name.to_owned());
+        }
+    }
+
     /// Removes an object past all rules; true when there was one.
     pub fn remove(&self, name: &str) -> bool {
         self.state().objects.remove(name).is_some()
@@ -172,14 +204,16 @@ impl SimStore {
 
     /// The `i`-th of [`Self::late`] arrives: it is stored unless its name is taken. True when it was.
     pub fn land(&self, i: usize) -> bool {
-        let mut s = self.state();
-        if i >= s.late.len() {
-            return false;
-        }
-        let (name, bytes) = s.late.remove(i);
-        let free = !s.objects.contains_key(&name);
+        let (name, bytes) = {
+            let mut s = self.state();
+            if i >= s.late.len() {
+                return false;
+            }
+            s.late.remove(i)
+        };
+        let free = self.get(&name).is_none();
         if free {
-            s.objects.insert(name, bytes);
+            self.appear(&name, bytes);
         }
         free
     }
@@ -234,17 +268,19 @@ impl SimStore {
             }
             _ => {}
         }
-        let mut s = self.state();
-        if let Some(there) = s.objects.get(name) {
-            return if fault.is_some() { Err(lost) } else { Ok(Some(Arc::clone(there))) };
-        }
-        let used: u64 = s.objects.values().map(|o| o.len() as u64).sum();
-        if s.capacity.is_some_and(|c| used + bytes.len() as u64 > c) {
-            return Err(errno(call, name, libc::ENOSPC));
+        {
+            let s = self.state();
+            if let Some(there) = s.objects.get(name) {
+                return if fault.is_some() { Err(lost) } else { Ok(Some(Arc::clone(there))) };
+            }
+            let used: u64 = s.objects.values().map(|o| o.len() as u64).sum();
+            if s.capacity.is_some_and(|c| used + bytes.len() as u64 > c) {
+                return Err(errno(call, name, libc::ENOSPC));
+            }
         }
         let short = fault == Some(Fault::Short);
         let bytes = if short { bytes.get(..bytes.len() / 2).unwrap_or_default().into() } else { bytes };
-        s.objects.insert(name.to_owned(), bytes);
+        self.appear(name, bytes);
         if short || fault == Some(Fault::ReplyLost) { Err(lost) } else { Ok(None) }
     }
 }

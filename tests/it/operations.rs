@@ -112,6 +112,7 @@ fn alerts_use_metrics_that_exist() {
         "arc_wal_backlog_bytes",
         "arc_wal_backlog_age_seconds",
         "arc_wal_disk_full",
+        "arc_store_mismatches_total",
         "arc_http_ready",
         "arc_wal_sync_seconds",
         "arc_compact_deferred_outputs",

@@ -108,12 +108,16 @@ impl Remote {
     pub fn s3(s: &S3Settings, e: &Endpoint) -> Result<Self, String> {
         // Keys of the configuration go with nothing of the environment: a session token there belongs to other keys.
         let own_keys = !s.access_key.is_empty() || !s.secret_key.is_empty();
-        let mut b = if own_keys {
+        let b = if own_keys {
             AmazonS3Builder::new().with_access_key_id(&s.access_key).with_secret_access_key(s.secret_key.reveal())
         } else {
             AmazonS3Builder::from_env()
         };
-        b = b.with_bucket_name(&s.bucket);
+        Self::s3_from(b, own_keys, s, e)
+    }
+
+    pub(super) fn s3_from(b: AmazonS3Builder, own_keys: bool, s: &S3Settings, e: &Endpoint) -> Result<Self, String> {
+        let mut b = b.with_bucket_name(&s.bucket);
         if !s.region.is_empty() {
             b = b.with_region(&s.region);
         }

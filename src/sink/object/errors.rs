@@ -17,6 +17,12 @@ pub(super) struct Seen {
     pub(super) code: Option<String>,
     pub(super) message: Option<String>,
     pub(super) network: Option<HttpErrorKind>,
+    /// The answer has no body that could show whose it is.
+    pub(super) head: bool,
+    /// Method and host of the request.
+    pub(super) asked: Option<String>,
+    /// Credentials were asked for, and not had: the store has not heard of the call.
+    pub(super) no_credentials: bool,
 }
 
 tokio::task_local! {
@@ -26,6 +32,11 @@ tokio::task_local! {
 /// Keeps what an exchange showed for the call it belongs to.
 pub(super) fn note(seen: Seen) {
     let _ = SEEN.try_with(|s| *s.borrow_mut() = seen);
+}
+
+/// What the call has shown so far is why there are no credentials for it.
+pub(super) fn note_no_credentials() {
+    let _ = SEEN.try_with(|s| s.borrow_mut().no_credentials = true);
 }
 
 /// Runs one call; also what its last exchange showed.
@@ -74,12 +85,7 @@ impl Class {
         }
     }
 
-    /// Whether the same request may succeed a moment later.
-    pub(super) fn passes(self) -> bool {
-        matches!(self, Self::Busy | Self::Server | Self::Timeout | Self::Network | Self::Garbled)
-    }
-
-    /// Whether the request may have been carried out nevertheless.
+    /// Nothing is said of the request itself: it may have been carried out, and may succeed a moment later.
     pub(super) fn unclear(self) -> bool {
         matches!(self, Self::Busy | Self::Server | Self::Timeout | Self::Network | Self::Garbled)
     }
@@ -91,22 +97,30 @@ pub(super) struct Failed {
     pub(super) class: Class,
     /// Other credentials may do.
     pub(super) stale: bool,
+    /// Whoever asks is known and must not do this: so it is until a person changes it.
+    pub(super) forbidden: bool,
     context: String,
     text: String,
 }
 
 impl Failed {
     pub(super) fn new(class: Class, context: String, text: impl Into<String>) -> Self {
-        Self { class, stale: false, context, text: text.into() }
+        Self { class, stale: false, forbidden: false, context, text: text.into() }
+    }
+
+    /// The same for good, whatever is tried.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.forbidden || self.class == Class::Refused
     }
 
     /// By what `object_store` made of the answer, and by the answer.
     pub(super) fn from_store(context: String, e: &object_store::Error, seen: &Seen) -> Self {
         let class = classify(e, seen);
         let code = seen.code.as_deref().unwrap_or_default();
-        let of_the_clock_or_rights = ["AccessDenied", "RequestTimeTooSkewed", "AuthorizationPermissionMismatch", "QuotaExceeded"];
-        let stale = class == Class::Denied && !of_the_clock_or_rights.contains(&code);
-        Self { class, stale, context, text: describe(class, e, seen) }
+        let denied = class == Class::Denied;
+        let forbidden = denied && !seen.no_credentials && ["AccessDenied", "AuthorizationPermissionMismatch"].contains(&code);
+        let stale = denied && !forbidden && code != "RequestTimeTooSkewed";
+        Self { class, stale, forbidden, context, text: describe(class, e, seen) }
     }
 }
 
@@ -118,7 +132,7 @@ impl std::fmt::Display for Failed {
 
 impl From<Failed> for SinkError {
     fn from(f: Failed) -> Self {
-        let Failed { class, stale: _, context, text } = f;
+        let Failed { class, context, text, .. } = f;
         let kind = match class {
             Class::Missing | Class::NoBucket | Class::NoUpload => io::ErrorKind::NotFound,
             Class::Exists => io::ErrorKind::AlreadyExists,
@@ -142,6 +156,9 @@ impl From<Failed> for SinkError {
 
 fn classify(e: &object_store::Error, seen: &Seen) -> Class {
     use object_store::Error as E;
+    if seen.no_credentials {
+        return Class::Denied;
+    }
     let code = seen.code.as_deref().unwrap_or_default();
     match code {
         "NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted" | "ResourceNotFound" => return Class::NoBucket,
@@ -155,6 +172,10 @@ fn classify(e: &object_store::Error, seen: &Seen) -> Class {
         "ExpiredToken" | "TokenRefreshRequired" | "RequestTimeTooSkewed" | "InvalidToken" => return Class::Denied,
         "KeyTooLongError" | "InvalidURI" | "EntityTooLarge" | "NotImplemented" | "InvalidResourceName" => return Class::Refused,
         _ => {}
+    }
+    // A store says by a code what is not there; a proxy, a balancer or a wrong address does not.
+    if seen.status == Some(404) && code.is_empty() && !seen.head {
+        return Class::Garbled;
     }
     match e {
         E::NotFound { .. } => Class::Missing,
@@ -183,6 +204,7 @@ const MOST_TEXT: usize = 300;
 /// Headers and signatures are in none of this.
 fn describe(class: Class, e: &object_store::Error, seen: &Seen) -> String {
     let mut text = match (seen.status, seen.network) {
+        (Some(s @ 200..300), None) if seen.no_credentials => format!("the answer {s} holds none"),
         (_, Some(kind)) => format!("no answer ({kind:?}): {}", root_cause(e)),
         (Some(s @ 200..300), None) => format!("the answer {s} is not what was asked for: {}", root_cause(e)),
         (Some(s), None) => format!(
@@ -192,11 +214,19 @@ fn describe(class: Class, e: &object_store::Error, seen: &Seen) -> String {
         ),
         (None, None) => root_cause(e),
     };
+    if seen.no_credentials {
+        let asked = seen.asked.as_deref().map(|a| format!("{a}: ")).unwrap_or_default();
+        text = format!("no credentials: {asked}{text}");
+    }
     if let Some((at, _)) = text.char_indices().nth(MOST_TEXT) {
         text.truncate(at);
         text.push_str("...");
     }
     let advice = match (class, seen.code.as_deref()) {
+        _ if seen.no_credentials => {
+            "; without keys in the configuration they come from the environment or from this machine: set keys, or give the machine a role"
+        }
+        (Class::Garbled, _) if seen.status == Some(404) => "; it has no error code, so that it is not known to come from the store",
         (Class::NoBucket, _) => "; the bucket or container does not exist: create it or correct its name",
         (_, Some("RequestTimeTooSkewed")) => "; the clock of this machine is wrong",
         (_, Some("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired")) => {
@@ -243,7 +273,29 @@ mod tests {
         // Whatever the client library makes of them.
         assert_eq!(of(412, "PreconditionFailed"), Class::Exists);
         assert_eq!(of(409, "BlobAlreadyExists"), Class::Exists);
-        assert_eq!(of(404, ""), Class::Missing);
+        assert_eq!(of(404, "NoSuchKey"), Class::Missing);
+    }
+
+    #[test]
+    fn a_404_that_is_not_known_to_be_of_the_store_says_nothing_of_an_object() {
+        let not_found = object_store::Error::NotFound { path: "k".into(), source: "y".into() };
+        let seen = |head, no_credentials| Seen { status: Some(404), head, no_credentials, ..Seen::default() };
+        assert_eq!(classify(&not_found, &seen(false, false)), Class::Garbled);
+        assert_eq!(classify(&not_found, &seen(true, false)), Class::Missing, "an answer to HEAD has no body");
+        assert_eq!(classify(&not_found, &seen(true, true)), Class::Denied);
+    }
+
+    #[test]
+    fn only_a_missing_right_is_lasting() {
+        let of = |status: u16, code: &str| {
+            let seen = Seen { status: Some(status), code: (!code.is_empty()).then(|| code.to_owned()), ..Seen::default() };
+            Failed::from_store("x".into(), &object_store::Error::Generic { store: "x", source: "y".into() }, &seen)
+        };
+        assert!(of(403, "AccessDenied").is_lasting() && !of(403, "AccessDenied").stale);
+        for (status, code) in [(400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (401, ""), (403, "")] {
+            assert!(!of(status, code).is_lasting() && of(status, code).stale, "{status} {code}");
+        }
+        assert!(!of(403, "RequestTimeTooSkewed").is_lasting() && !of(403, "RequestTimeTooSkewed").stale);
     }
 
     #[test]

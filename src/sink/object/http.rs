@@ -93,6 +93,27 @@ fn completes(request: &HttpRequest) -> bool {
     }
 }
 
+/// A removal that is answered with success and an error in the body has not been done: it is made the error that it is, since the abort of an
+/// upload is relied upon.
+async fn undone(response: HttpResponse) -> HttpResponse {
+    if response.status() != StatusCode::OK {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let body = Limited::new(body, ERROR_BODY).collect().await.map(|b| b.to_bytes());
+    if body.as_ref().map_or(true, |b| memchr::memmem::find(b, b"<Error").is_some()) {
+        parts.status = StatusCode::INTERNAL_SERVER_ERROR;
+    }
+    HttpResponse::from_parts(parts, body.unwrap_or_default().into())
+}
+
+/// Method, scheme and host: a path or a query may hold a secret.
+fn asked(request: &HttpRequest) -> String {
+    let uri = request.uri();
+    let port = uri.port().map(|p| format!(":{p}")).unwrap_or_default();
+    format!("{} {}://{}{port}", request.method(), uri.scheme_str().unwrap_or("http"), uri.host().unwrap_or_default())
+}
+
 impl Watched {
     async fn make_conditional(&self, request: &mut HttpRequest) -> Result<(), HttpError> {
         // S3 wants only its own headers signed; Azure wants this one signed with the account's key.
@@ -117,17 +138,20 @@ impl HttpService for Watched {
             self.make_conditional(&mut request).await?;
         }
         let head = request.method() == Method::HEAD;
+        let asked = Some(asked(&request));
+        let removes = request.method() == Method::DELETE;
         let response = match self.inner.execute(request).await {
             Ok(r) => r,
             Err(e) => {
-                note(Seen { network: Some(e.kind()), ..Seen::default() });
+                note(Seen { network: Some(e.kind()), asked, ..Seen::default() });
                 return Err(e);
             }
         };
+        let response = if removes { undone(response).await } else { response };
         let status = response.status();
-        let mut seen = Seen { status: Some(status.as_u16()), ..Seen::default() };
+        let mut seen = Seen { status: Some(status.as_u16()), head, asked, ..Seen::default() };
+        seen.code = response.headers().get("x-ms-error-code").and_then(|v| v.to_str().ok()).map(str::to_owned);
         if status.is_success() || status == StatusCode::NOT_MODIFIED || head {
-            seen.code = response.headers().get("x-ms-error-code").and_then(|v| v.to_str().ok()).map(str::to_owned);
             note(seen);
             return Ok(response);
         }
@@ -135,7 +159,7 @@ impl HttpService for Watched {
         // A body that breaks off or is too long says nothing; the status does.
         let body = Limited::new(body, ERROR_BODY).collect().await.map(|b| b.to_bytes()).unwrap_or_default();
         let text = String::from_utf8_lossy(&body);
-        seen.code = element(&text, "Code");
+        seen.code = element(&text, "Code").or(seen.code);
         seen.message = element(&text, "Message").map(|m| m.lines().next().unwrap_or_default().to_owned());
         note(seen);
         Ok(HttpResponse::from_parts(parts, body.into()))

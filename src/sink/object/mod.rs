@@ -40,7 +40,7 @@ use renew::Renew;
 use staged::ObjectStaged;
 use uploads::Lister;
 
-use super::{Backoff, Compare, ObjectInfo, PutSmall, Sink, SinkError, SinkResult, Staged, Swept, check_name};
+use super::{Backoff, Compare, MAX_SMALL, ObjectInfo, PutSmall, Sink, SinkError, SinkResult, Staged, Swept, check_name};
 use crate::clock::SharedClock;
 use crate::metrics::{Metrics, StoreCall, StoreOp, StoreOutcome};
 use crate::types::LogId;
@@ -280,7 +280,7 @@ impl Shared {
         loop {
             let r = self.once(op, path, self.settings.timeout, request()).await;
             match r {
-                Err(f) if f.class.passes() && backoff.attempts() + 1 < TRIES => {
+                Err(f) if f.class.unclear() && backoff.attempts() + 1 < TRIES => {
                     self.metrics.store_retries_total.increment(1);
                     tokio::time::sleep(backoff.next_wait()).await;
                 }
@@ -329,8 +329,8 @@ impl Shared {
         }
     }
 
-    /// Reads the object piece by piece; None when there is none.
-    async fn read(&self, path: &Path, mut each: impl FnMut(&[u8]) + Send) -> Result<Option<u64>, Failed> {
+    /// Reads the object piece by piece; None when there is none. Of one with more than `most` bytes nothing is read.
+    async fn read(&self, path: &Path, most: u64, mut each: impl FnMut(&[u8]) + Send) -> Result<Option<u64>, Failed> {
         let opened = self.repeat(StoreOp::Get, path, || self.remote.store.get_opts(path, GetOptions::default())).await;
         let got = match opened {
             Ok(g) => g,
@@ -339,6 +339,10 @@ impl Shared {
         };
         self.tagged(StoreOp::Get, path, &got.meta)?;
         let (size, mut stream, mut read) = (got.meta.size, got.into_stream(), 0u64);
+        if size > most {
+            let text = format!("holds {size} bytes, expected at most the {most} of a small object: move it away");
+            return Err(Failed::new(Class::Refused, self.context(StoreOp::Get, path), text));
+        }
         loop {
             let next = async { stream.next().await.transpose() };
             match self.once(StoreOp::Read, path, self.settings.timeout, next).await? {
@@ -357,7 +361,7 @@ impl Shared {
 
     async fn describe(&self, path: &Path) -> Result<Option<ObjectInfo>, Failed> {
         let mut hash = Sha256::new();
-        let len = self.read(path, |b| hash.update(b)).await?;
+        let len = self.read(path, u64::MAX, |b| hash.update(b)).await?;
         Ok(len.map(|len| ObjectInfo { len, sha256: hash.finalize().into() }))
     }
 
@@ -384,21 +388,22 @@ impl Shared {
     }
 
     /// Whether create-only puts are honest, and whether uploads can be completed conditionally. What speaks against a store has to be seen
-    /// twice: something between may answer for it for a moment, and another process of this log may remove what it takes for a leftover.
+    /// twice, because another process of this log may remove what it takes for a leftover. That a request is refused speaks against
+    /// nobody: something between may answer for the store, for minutes.
     async fn probe(&self) -> Result<(), Failed> {
-        match self.probe_once().await {
-            Err(f) if f.class == Class::Refused => {
-                tokio::time::sleep(PROBE_AGAIN).await;
-                self.probe_once().await
-            }
-            r => r,
+        if self.probe_once().await?.is_none() {
+            return Ok(());
         }
+        tokio::time::sleep(PROBE_AGAIN).await;
+        let Some(unsafe_store) = self.probe_once().await? else { return Ok(()) };
+        Err(unsafe_store)
     }
 
-    async fn probe_once(&self) -> Result<(), Failed> {
+    /// What was seen to speak against the store.
+    async fn probe_once(&self) -> Result<Option<Failed>, Failed> {
         let name = format!("_arc/{}/probe-{:016x}", self.log, self.clock.random_u64());
         let path = self.path(&name).map_err(|e| Failed::new(Class::Refused, name, e.to_string()))?;
-        let probed = self.probe_at(&path).await;
+        let probed = self.probe_at(&path).await.map_err(|f| self.asked_again(&path, f));
         // Without the right to delete, a few bytes stay.
         if let Err(f) = self.remove(&path).await {
             tracing::warn!(error = %SinkError::from(f), "the probe object stays");
@@ -406,7 +411,18 @@ impl Shared {
         probed
     }
 
-    async fn probe_at(&self, path: &Path) -> Result<(), Failed> {
+    fn asked_again(&self, path: &Path, f: Failed) -> Failed {
+        if f.class != Class::Refused {
+            return f;
+        }
+        let text = format!(
+            "{f}: tried again, because something between may have answered; a store that does not know create-only puts (If-None-Match) or \
+             uploads in parts cannot be used"
+        );
+        Failed::new(Class::Server, self.context(StoreOp::Put, path), text)
+    }
+
+    async fn probe_at(&self, path: &Path) -> Result<Option<Failed>, Failed> {
         let context = || self.context(StoreOp::Put, path);
         if !self.create(path, PutPayload::from_static(b"first")).await? {
             return Err(Failed::new(Class::Garbled, context(), "a probe was answered without its being clear whether it is stored"));
@@ -418,25 +434,26 @@ impl Shared {
                 "this store does not keep create-only puts ({what}): expected a second put to the same name to be refused. Two copies of a log \
                  could then both ship to it and double rows; use a store that honours If-None-Match on puts"
             );
-            Failed::new(Class::Refused, context(), text)
+            Ok(Some(Failed::new(Class::Refused, context(), text)))
         };
         match self.once(StoreOp::Put, path, self.settings.timeout, again).await {
             Err(f) if f.class == Class::Exists => {}
-            Ok(_) => return Err(unsafe_store("it was accepted".into())),
-            Err(f) if f.class == Class::Refused => return Err(unsafe_store(SinkError::from(f).to_string())),
+            Ok(_) => return unsafe_store("it was accepted".into()),
             Err(f) => return Err(f),
         }
         let mut kept = Vec::new();
-        if self.read(path, |b| kept.extend_from_slice(b)).await?.is_none() {
+        if self.read(path, MAX_SMALL, |b| kept.extend_from_slice(b)).await?.is_none() {
             return Err(Failed::new(Class::Garbled, context(), "the probe object is gone"));
         }
         if kept != b"first" {
-            return Err(unsafe_store(format!("it was refused, and yet the object is now {:?}", String::from_utf8_lossy(&kept))));
+            return unsafe_store(format!("it was refused, and yet the object is now {:?}", String::from_utf8_lossy(&kept)));
         }
-        self.probe_completion(path).await
+        self.probe_completion(path).await?;
+        Ok(None)
     }
 
-    /// Tries to complete an upload over an object: a store that refuses that is trusted to refuse it always.
+    /// Tries to complete an upload over an object: a store that refuses that is trusted to refuse it always. Only an answer to the question
+    /// settles it; without one it is asked again.
     async fn probe_completion(&self, path: &Path) -> Result<(), Failed> {
         let id = self.begin_upload(path).await?;
         self.remote.conditional.store(true, Ordering::Relaxed);
@@ -447,12 +464,14 @@ impl Shared {
         };
         let honest = matches!(&completed, Err(f) if f.class == Class::Exists);
         self.remote.conditional.store(honest, Ordering::Relaxed);
-        if completed.is_err() {
-            self.abort_upload(path, &id).await?;
+        if completed.is_err()
+            && let Err(f) = self.abort_upload(path, &id).await
+        {
+            // It only takes room, and the next start's sweep looks for it.
+            tracing::warn!(error = %SinkError::from(f), "the probe's upload stays");
         }
         match completed {
-            Err(f) if !honest && f.class.passes() => Err(f),
-            Err(f) if f.class == Class::Denied => Err(f),
+            Err(f) if !honest && f.class != Class::Refused => Err(f),
             _ => Ok(()),
         }
     }
@@ -510,7 +529,7 @@ impl Sink for ObjectSink {
             let mut there = Compare::new(bytes);
             // What is too large is not read only to say so.
             there.length(s.head(&path).await?.ok_or_else(gone)?).map_err(other)?;
-            s.read(&path, |b| there.add(b)).await?.ok_or_else(gone)?;
+            s.read(&path, u64::MAX, |b| there.add(b)).await?.ok_or_else(gone)?;
             there.end().map_err(other)
         })
     }
@@ -530,13 +549,23 @@ impl Sink for ObjectSink {
     fn prepare(&self) -> SinkResult<()> {
         let s = &self.shared;
         self.block_on(s.probe())?;
-        let completion = if s.remote.conditional.load(Ordering::Relaxed) { "conditional" } else { "after a look at the name" };
+        let conditional = s.remote.conditional.load(Ordering::Relaxed);
+        let completion = if conditional { "conditional" } else { "after a look at the name" };
         tracing::info!(store = %s.remote.description, prefix = %s.settings.prefix, completion, "the store keeps create-only puts");
         match self.sweep() {
-            Ok(s) if s.removed > 0 => tracing::info!(removed = s.removed, "aborted uploads that an earlier run had not finished"),
-            Ok(_) => {}
+            Ok(swept) => {
+                if swept.removed > 0 {
+                    tracing::info!(removed = swept.removed, "aborted uploads that an earlier run had not finished");
+                }
+                if !swept.complete && !conditional {
+                    tracing::warn!(
+                        "uploads of earlier runs may be left, and this store completes by overwriting: one that is completed late could put \
+                         another build of the same rows in the place of a file"
+                    );
+                }
+            }
             // INVARIANT(abort-before-retry) rests on the sweep only where a completion may replace.
-            Err(e) if s.remote.conditional.load(Ordering::Relaxed) => tracing::warn!(error = %e, "looking for unfinished uploads"),
+            Err(e) if conditional => tracing::warn!(error = %e, "looking for unfinished uploads"),
             Err(e) => return Err(e),
         }
         if let Err(f) = self.shared.driver.block_on(s.remove_probes()) {
@@ -552,8 +581,9 @@ impl Sink for ObjectSink {
             // Not a look at the head: that has no body to tell a missing bucket from a missing object.
             let get = s.remote.store.get_opts(&path, GetOptions::default());
             match s.once(StoreOp::Get, &path, s.settings.timeout, get).await {
-                Err(f) if f.class != Class::Missing => Err(f),
-                _ => Ok(()),
+                Ok(r) => s.tagged(StoreOp::Get, &path, &r.meta),
+                Err(f) if f.class == Class::Missing => Ok(()),
+                Err(f) => Err(f),
             }
         })
     }

@@ -10,6 +10,8 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use object_store::CredentialProvider;
 
+use super::errors::note_no_credentials;
+
 type Provider<C> = Arc<dyn CredentialProvider<Credential = C>>;
 
 /// Makes a provider that remembers nothing.
@@ -52,7 +54,8 @@ impl<C: Send + Sync + 'static> CredentialProvider for Renewing<C> {
 
     async fn get_credential(&self) -> object_store::Result<Arc<C>> {
         let current = Arc::clone(&self.current.load());
-        current.get_credential().await
+        // The requests for them are none to the store: what these show must not be taken for the store's word.
+        current.get_credential().await.inspect_err(|_| note_no_credentials())
     }
 }
 

@@ -127,6 +127,11 @@ impl SimS3 {
         lock(&self.inner.state)
     }
 
+    /// Where the objects are.
+    pub fn store(&self) -> SimStore {
+        self.inner.store.clone()
+    }
+
     /// Asks `schedule` before every request what goes wrong with it.
     pub fn set_faults(&self, schedule: impl FnMut(&WireOp<'_>) -> Option<WireFault> + Send + 'static) {
         *lock(&self.inner.schedule) = Some(Box::new(schedule));
@@ -189,7 +194,7 @@ impl SimS3 {
                 if w.create_only && !s.overwrites_puts && objects.get(&w.key).is_some() {
                     return answer(412, "PreconditionFailed");
                 }
-                objects.insert(&w.key, &w.body);
+                objects.appear(&w.key, w.body.as_ref().into());
                 tagged(&w.body)
             }
             StoreOp::Head | StoreOp::Get | StoreOp::Read => match objects.get(&w.key) {
@@ -241,7 +246,7 @@ impl SimS3 {
                     whole.extend_from_slice(part);
                 }
                 s.uploads.remove(&upload_id);
-                objects.insert(&w.key, &whole);
+                objects.appear(&w.key, whole.as_slice().into());
                 let xml = format!("<CompleteMultipartUploadResult><ETag>{}</ETag></CompleteMultipartUploadResult>", etag(&whole));
                 plain(StatusCode::OK, xml)
             }

@@ -98,36 +98,15 @@ impl ObjectStaged {
         }
     }
 
-    async fn publish_upload(&mut self) -> Result<Published, Failed> {
-        let s = Arc::clone(&self.shared);
-        let Some(u) = &mut self.upload else { return Ok(Published::AlreadyThere) };
-        if s.head(&self.path).await?.is_some() {
-            return Ok(Published::AlreadyThere);
-        }
-        let completed = s.complete_upload(&self.path, &u.id, std::mem::take(&mut u.parts)).await;
-        match completed {
-            Ok(()) => {
-                s.ended(&u.id);
-                self.upload = None;
-                Ok(Published::Created)
-            }
-            // Without an answer, or with one that says that the upload is over: the name tells.
-            Err(f) if f.class == Class::Exists || f.class == Class::NoUpload || f.class.unclear() => match s.head(&self.path).await {
-                Ok(Some(_)) => Ok(Published::AlreadyThere),
-                _ if f.class == Class::Exists => {
-                    let text = "the store said that the name is taken, and then that nothing is there";
-                    Err(Failed::new(Class::Garbled, s.context(StoreOp::Complete, &self.path), text))
-                }
-                _ => Err(f),
-            },
-            Err(f) => Err(f),
-        }
-    }
-
     async fn publish_now(&mut self) -> Result<Published, Failed> {
         let s = Arc::clone(&self.shared);
-        let published = if self.upload.is_some() {
-            self.publish_upload().await?
+        let published = if let Some(u) = &mut self.upload {
+            let published = u.publish(&s, &self.path).await?;
+            if published == Published::Created {
+                s.ended(&u.id);
+                self.upload = None;
+            }
+            published
         } else {
             let bytes = PutPayload::from(std::mem::take(&mut self.buf));
             if s.create(&self.path, bytes).await? { Published::Created } else { Published::AlreadyThere }
@@ -141,6 +120,25 @@ impl ObjectStaged {
 }
 
 impl Upload {
+    async fn publish(&mut self, s: &Shared, path: &Path) -> Result<Published, Failed> {
+        if s.head(path).await?.is_some() {
+            return Ok(Published::AlreadyThere);
+        }
+        match s.complete_upload(path, &self.id, std::mem::take(&mut self.parts)).await {
+            Ok(()) => Ok(Published::Created),
+            // Without an answer, or with one that says that the upload is over: the name tells.
+            Err(f) if f.class == Class::Exists || f.class == Class::NoUpload || f.class.unclear() => match s.head(path).await {
+                Ok(Some(_)) => Ok(Published::AlreadyThere),
+                _ if f.class == Class::Exists => {
+                    let text = "the store said that the name is taken, and then that nothing is there";
+                    Err(Failed::new(Class::Garbled, s.context(StoreOp::Complete, path), text))
+                }
+                _ => Err(f),
+            },
+            Err(f) => Err(f),
+        }
+    }
+
     /// Waits until at most `most` parts are on their way.
     async fn settle(&mut self, most: usize) -> Result<(), Failed> {
         while self.waiting.len() > most {

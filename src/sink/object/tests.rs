@@ -25,10 +25,14 @@ fn remote(sim: &SimS3) -> Remote {
 }
 
 fn sink_with(sim: &SimS3, prefix: &str, verify: Verify) -> ObjectSink {
+    sink_on(remote(sim), prefix, verify)
+}
+
+fn sink_on(remote: Remote, prefix: &str, verify: Verify) -> ObjectSink {
     let settings =
         ObjectSettings { prefix: prefix.into(), part_size: PART, parts_in_flight: 2, puts: 1, timeout: Duration::from_secs(30), verify };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    ObjectSink::new(remote(sim), settings, LOG, Driver::here(runtime), Metrics::new(), SystemClock::shared())
+    ObjectSink::new(remote, settings, LOG, Driver::here(runtime), Metrics::new(), SystemClock::shared())
 }
 
 fn setup() -> (SimStore, SimS3, ObjectSink) {
@@ -223,6 +227,12 @@ fn a_name_is_not_staged_again_while_its_earlier_upload_cannot_be_aborted() {
     sim.set_faults(|w| (w.op == StoreOp::Abort).then_some(WireFault::Answers(403, "AccessDenied")));
     let e = sink.stage(NAME).err().unwrap();
     assert!(matches!(e, SinkError::Permanent { .. }) && e.to_string().contains("AbortMultipartUpload"), "{e}");
+    // Other credentials, or another clock, would do.
+    for (status, code) in [(400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (403, "RequestTimeTooSkewed"), (401, "")] {
+        sim.set_faults(move |w| (w.op == StoreOp::Abort).then_some(WireFault::Answers(status, code)));
+        let e = sink.stage(NAME).err().unwrap();
+        assert!(matches!(e, SinkError::Transient { .. }), "{status} {code}: {e}");
+    }
     sim.clear_faults();
     sim.land(0);
     assert_eq!(store.get(NAME).as_deref(), Some(LARGE));
@@ -243,6 +253,80 @@ fn a_store_that_aborts_nothing_still_gets_its_objects() {
     sim.clear_faults();
     sink.sweep().unwrap();
     assert_eq!(sim.uploads(), Vec::<String>::new());
+}
+
+/// Uploads for three names are given up; the store refuses to abort the first.
+#[test]
+fn an_upload_that_cannot_be_aborted_keeps_no_other_one() {
+    for (overwrites, fault, asked_again) in [
+        (false, WireFault::Answers(403, "AccessDenied"), false),
+        (false, WireFault::Answers(501, "NotImplemented"), false),
+        (false, WireFault::Answers(500, "InternalError"), true),
+        (true, WireFault::Answers(403, "AccessDenied"), true),
+    ] {
+        let sim = SimS3::new(SimStore::new());
+        sim.set_overwrites(false, overwrites);
+        let sink = sink_with(&sim, "", Verify::Head);
+        sink.prepare().unwrap();
+        let name = |n: &str| format!("db/t/{LOG}-1-2-{n}.parquet");
+        let (first, context) = (name("0000"), format!("overwrites {overwrites}, {fault:?}"));
+        let refused = first.clone();
+        sim.set_faults(move |w| (w.op == StoreOp::Abort && w.key == refused).then(|| fault.clone()));
+        let staged: Vec<_> = ["0000", "0001", "0002"]
+            .map(|n| {
+                let mut staged = sink.stage(&name(n)).unwrap();
+                staged.write_all(LARGE).unwrap();
+                staged
+            })
+            .into();
+        drop(staged);
+        settle(&sink);
+        assert_eq!(sim.uploads(), [first.as_str()], "{context}");
+        let before = sim.requests_of(StoreOp::Abort);
+        let again = sink.stage(&first);
+        assert_eq!(again.is_err(), overwrites, "{context}");
+        assert_eq!(sim.requests_of(StoreOp::Abort) > before, asked_again, "{context}");
+        // A start with uploads of an earlier run.
+        let path = Path::parse(name("0003")).unwrap();
+        sink.shared.driver.block_on(sink.shared.begin_upload(&path)).unwrap();
+        let later = sink_with(&sim, "", Verify::Head);
+        assert_eq!(later.prepare().is_err(), overwrites, "{context}");
+        assert_eq!(sim.uploads().len(), if overwrites || asked_again { 2 } else { 1 }, "{context}");
+    }
+}
+
+/// Seen in the simulation: the upload that was taken for aborted was completed by a request that had been given up.
+#[test]
+fn an_abort_that_is_answered_with_an_error_under_a_200_is_not_done() {
+    let (_, sim, sink) = setup();
+    let (s, path) = (&sink.shared, Path::parse(NAME).unwrap());
+    let id = s.driver.block_on(s.begin_upload(&path)).unwrap();
+    sim.set_faults(|w| (w.op == StoreOp::Abort).then_some(WireFault::ErrorBody));
+    s.driver.block_on(s.abort_upload(&path, &id)).unwrap_err();
+    assert_eq!(sim.uploads().len(), 1);
+    sim.clear_faults();
+    s.driver.block_on(s.abort_upload(&path, &id)).unwrap();
+    assert_eq!(sim.uploads(), Vec::<String>::new());
+}
+
+/// What the simulated worlds hold against the sink.
+#[test]
+fn the_simulated_store_notices_a_replaced_object() {
+    let sim = SimS3::new(SimStore::new());
+    sim.set_overwrites(false, true);
+    let sink = sink_with(&sim, "", Verify::Head);
+    let store = sim.store();
+    sink.prepare().unwrap();
+    put(&sink, LARGE).unwrap();
+    assert_eq!(store.replaced(), Vec::<String>::new(), "the probe has tried it");
+    let (s, path) = (&sink.shared, Path::parse(NAME).unwrap());
+    let replaced = s.driver.block_on(async {
+        let id = s.begin_upload(&path).await?;
+        let part = s.put_part(&path, &id, 0, PutPayload::from_static(b"x")).await?;
+        s.complete_upload(&path, &id, vec![part]).await
+    });
+    replaced.unwrap();
+    assert_eq!(store.replaced(), [NAME]);
 }
 
 #[test]
@@ -328,14 +412,12 @@ fn a_store_that_overwrites_is_refused() {
         puts += u32::from(w.op == StoreOp::Put);
         (w.op == StoreOp::Put && puts % 2 == 0).then_some(WireFault::Answers(501, "NotImplemented"))
     });
-    assert!(matches!(sink.prepare().unwrap_err(), SinkError::Permanent { .. }));
-    // Once is no evidence: a gateway, or another process of this log that sweeps the probe away.
-    let mut puts = 0;
-    sim.set_faults(move |w| {
-        puts += u32::from(w.op == StoreOp::Put);
-        (w.op == StoreOp::Put && puts == 2).then_some(WireFault::Answers(501, "NotImplemented"))
-    });
-    sink.prepare().unwrap();
+    let e = sink.prepare().unwrap_err();
+    assert!(matches!(e, SinkError::Transient { .. }) && e.to_string().contains("If-None-Match"), "a gateway may have answered: {e}");
+    sim.set_faults(|_| Some(WireFault::Answers(501, "NotImplemented")));
+    let e = sink.prepare().unwrap_err();
+    assert!(matches!(e, SinkError::Transient { .. }) && e.to_string().contains("answer 501 NotImplemented"), "{e}");
+    // Once is no evidence: another process of this log may sweep the probe away.
     for op in [StoreOp::Put, StoreOp::Get] {
         let (swept, mut seen) = (store.clone(), 0);
         sim.set_faults(move |w| {
@@ -380,6 +462,118 @@ fn a_probe_survives_faults() {
             assert_eq!(sim.uploads(), Vec::<String>::new(), "{fault:?} at {at}");
         }
     }
+}
+
+#[test]
+fn a_store_that_refuses_aborts_can_be_used() {
+    for (status, code) in [(403, "AccessDenied"), (501, "NotImplemented"), (500, "InternalError")] {
+        let sim = SimS3::new(SimStore::new());
+        let sink = sink_with(&sim, "", Verify::Head);
+        sim.set_faults(move |w| (w.op == StoreOp::Abort).then_some(WireFault::Answers(status, code)));
+        sink.prepare().unwrap_or_else(|e| panic!("{status} {code}: {e}"));
+        assert!(sink.shared.remote.conditional.load(Ordering::Relaxed));
+        assert_eq!(put(&sink, LARGE).unwrap(), Published::Created);
+        sim.clear_faults();
+        assert_eq!(sink.sweep().unwrap(), Swept { removed: 1, complete: true }, "the upload of the probe");
+    }
+}
+
+#[test]
+fn only_an_answer_to_its_question_ends_the_probe_of_completions() {
+    let odd = [(404, "NoSuchUpload"), (404, "NoSuchKey"), (404, ""), (404, "NoSuchBucket"), (507, ""), (403, "AccessDenied"), (400, "")];
+    for (status, code) in odd {
+        for op in [StoreOp::Part, StoreOp::Complete] {
+            let sim = SimS3::new(SimStore::new());
+            let sink = sink_with(&sim, "", Verify::Head);
+            sim.set_faults(move |w| (w.op == op).then_some(WireFault::Answers(status, code)));
+            let e = sink.prepare().err().unwrap_or_else(|| panic!("{op:?}: {status} {code} is a verdict"));
+            assert!(matches!(e, SinkError::Transient { .. } | SinkError::NoSpace { .. }), "{op:?} {status} {code}: {e}");
+            sim.clear_faults();
+            sink.prepare().unwrap();
+            assert!(sink.shared.remote.conditional.load(Ordering::Relaxed), "{op:?} {status} {code}");
+        }
+    }
+}
+
+/// INVARIANT(abort-before-retry) needs the sweep there.
+#[test]
+fn a_store_that_completes_by_overwriting_is_used_only_when_its_uploads_can_be_listed() {
+    for (overwrites, status, code, used) in
+        [(true, 403, "AccessDenied", false), (true, 501, "NotImplemented", true), (false, 403, "AccessDenied", true)]
+    {
+        let sim = SimS3::new(SimStore::new());
+        sim.set_overwrites(false, overwrites);
+        let sink = sink_with(&sim, "", Verify::Head);
+        sim.set_faults(move |w| (w.op == StoreOp::List).then_some(WireFault::Answers(status, code)));
+        let r = sink.prepare();
+        assert_eq!(r.is_ok(), used, "overwrites {overwrites}, {status}: {r:?}");
+        if let Err(e) = r {
+            assert!(matches!(e, SinkError::Transient { .. }) && e.to_string().contains("s3:ListBucketMultipartUploads"), "{e}");
+        }
+        sim.clear_faults();
+        sink.prepare().unwrap();
+    }
+}
+
+/// The page of a proxy, the default backend of a balancer.
+#[test]
+fn what_stands_between_does_not_speak_for_the_store() {
+    let (_, sim, sink) = setup();
+    put(&sink, LARGE).unwrap();
+    let staged = sink.stage("db/t/other.parquet").and_then(|mut s| {
+        s.write_all(LARGE).map_err(|e| SinkError::from_io("write", e))?;
+        Ok(s)
+    });
+    sim.set_faults(|w| (w.op != StoreOp::Head).then_some(WireFault::Answers(404, "")));
+    for (what, r) in [("ready", sink.ready()), ("describe", sink.describe(NAME).map(drop)), ("sweep", sink.sweep().map(drop))] {
+        assert!(matches!(r, Err(SinkError::Transient { .. })), "{what}: {r:?}");
+    }
+    drop(staged);
+    settle(&sink);
+    assert_eq!(lock(&sink.shared.doomed).len(), 1, "an upload is not aborted because somebody answers 404");
+    sim.set_faults(|_| Some(WireFault::ErrorBody));
+    assert!(sink.ready().is_err(), "200 without an entity tag");
+    sim.clear_faults();
+    sink.ready().unwrap();
+}
+
+/// A machine without a role, one outside of a cloud, one whose identity is being renewed.
+#[test]
+fn the_source_of_the_credentials_does_not_speak_for_the_store() {
+    let sim = SimS3::new(SimStore::new());
+    let settings = S3Settings { bucket: "bucket".into(), endpoint: "https://store.example".into(), ..S3Settings::default() };
+    let endpoint = Endpoint { timeout: Duration::from_secs(30), connector: Some(Arc::new(sim.clone())) };
+    let remote = Remote::s3_from(object_store::aws::AmazonS3Builder::new(), false, &settings, &endpoint).unwrap();
+    let sink = sink_on(remote, "", Verify::Head);
+    use WireFault::{Answers, Refused};
+    for fault in [Answers(404, ""), Answers(404, "NoSuchKey"), Answers(403, "AccessDenied"), Answers(503, ""), Answers(501, ""), Refused] {
+        let f = fault.clone();
+        sim.set_faults(move |w| {
+            assert!(w.key.starts_with("api/token"), "a request without credentials: {w:?}");
+            Some(f.clone())
+        });
+        let calls =
+            [sink.ready(), sink.prepare(), sink.describe(NAME).map(drop), sink.sweep().map(drop), sink.put_small(NAME, b"x").map(drop)];
+        for e in calls.map(Result::unwrap_err) {
+            assert!(matches!(e, SinkError::Transient { .. }), "{fault:?}: {e}");
+            let e = e.to_string();
+            assert!(e.contains("no credentials: PUT http://169.254.169.254: "), "{fault:?}: {e}");
+        }
+    }
+}
+
+#[test]
+fn a_large_object_is_not_read_for_a_small_one() {
+    let (store, _, sink) = setup();
+    store.insert(NAME, &vec![0; MAX_SMALL as usize + 1]);
+    let reads = || {
+        let text = sink.shared.metrics.render();
+        text.lines().filter(|l| l.contains("op=\"read\"")).map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let before = reads();
+    let e = sink.put_small(NAME, b"x").unwrap_err();
+    assert!(matches!(e, SinkError::Permanent { .. }) && e.to_string().contains("found 16777217"), "{e}");
+    assert_eq!(reads(), before);
 }
 
 #[test]

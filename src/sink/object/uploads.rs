@@ -22,6 +22,8 @@ use crate::metrics::StoreOp;
 const MOST_PAGES: usize = 1000;
 /// Bytes of one page.
 const PAGE_BYTES: usize = 16 << 20;
+/// Uploads that a sweep may be refused to abort before it ends.
+const MOST_REFUSED: u64 = 100;
 
 /// Who may ask.
 pub(super) enum Credentials {
@@ -178,14 +180,17 @@ impl Shared {
     /// Aborts what was given up.
     ///
     /// INVARIANT(abort-before-retry): `name` is not staged again before every earlier upload for it has been aborted: a completion that
-    /// was given up and comes late then finds no upload, and cannot replace what a later attempt has published.
+    /// was given up and comes late then finds no upload, and cannot replace what a later attempt has published. Where no completion can
+    /// replace anything, and for an upload that nobody has the id of, nothing waits for the abort: what stays only takes room.
+    ///
+    /// With no name it goes through all of them, and fails for none.
     pub(super) async fn reap(&self, name: Option<&str>) -> Result<(), Failed> {
         let all: Vec<Doomed> = lock(&self.doomed).iter().filter(|d| name.is_none_or(|n| d.name == n)).cloned().collect();
+        let conditional = self.remote.conditional.load(Ordering::Relaxed);
         for d in all {
             let Ok(path) = self.path(&d.name) else { continue };
             let done = match &d.upload {
                 Some(id) => self.abort_upload(&path, id).await,
-                // One that nobody has the id of cannot be completed: it only takes room.
                 None if name.is_some() => continue,
                 None => match self.abort_unknown(&d.name, &path).await {
                     Ok(false) => continue,
@@ -194,12 +199,16 @@ impl Shared {
             };
             match done {
                 Ok(()) => {}
-                // Where no completion can replace anything, an upload that must not be aborted only takes room.
-                Err(f) if name.is_some() && self.remote.conditional.load(Ordering::Relaxed) => {
+                Err(f) if conditional || d.upload.is_none() => {
+                    let lasting = f.is_lasting();
                     tracing::warn!(error = %super::SinkError::from(f), "an upload cannot be aborted, and stays");
-                    continue;
+                    // What is refused for good is left to the sweep of the next start.
+                    if !lasting {
+                        continue;
+                    }
                 }
-                Err(f) if name.is_some() && matches!(f.class, Class::Denied | Class::Refused) => {
+                Err(_) if name.is_none() => continue,
+                Err(f) if f.is_lasting() => {
                     let text = format!("an earlier upload has to be aborted first, which the store refuses (s3:AbortMultipartUpload): {f}");
                     return Err(Failed::new(Class::Refused, self.context(StoreOp::Abort, &path), text));
                 }
@@ -235,9 +244,18 @@ impl Shared {
         let probes = format!("{prefix}_arc/{mine}/");
         let mut swept = Swept { removed: 0, complete: true };
         let mut after = None;
+        let conditional = self.remote.conditional.load(Ordering::Relaxed);
+        let mut refused = 0;
         for _ in 0..MOST_PAGES {
             let page = match self.repeat(StoreOp::List, &root, || lister.page(&prefix, after.as_ref())).await {
                 Ok(p) => p,
+                Err(f) if f.class == Class::Denied && !conditional => {
+                    let text = format!(
+                        "this store completes uploads by overwriting, so those of earlier runs have to be found and aborted before anything is \
+                         shipped; it refuses to list them (s3:ListBucketMultipartUploads): {f}"
+                    );
+                    return Err(Failed::new(Class::Denied, self.context(StoreOp::List, &root), text));
+                }
                 Err(f) if matches!(f.class, Class::Refused | Class::Denied) => {
                     tracing::warn!(error = %super::SinkError::from(f), "unfinished uploads cannot be listed: a lifecycle rule of the bucket should abort them");
                     return Ok(Swept { complete: false, ..swept });
@@ -250,8 +268,15 @@ impl Shared {
                     continue;
                 }
                 let Ok(path) = Path::parse(&open.key) else { continue };
-                self.abort_upload(&path, &open.upload).await?;
-                swept.removed += 1;
+                match self.abort_upload(&path, &open.upload).await {
+                    Ok(()) => swept.removed += 1,
+                    Err(f) if conditional && f.is_lasting() && refused < MOST_REFUSED => {
+                        refused += 1;
+                        swept.complete = false;
+                        tracing::warn!(error = %super::SinkError::from(f), "an upload of an earlier run cannot be aborted, and stays");
+                    }
+                    Err(f) => return Err(f),
+                }
             }
             match page.next {
                 Some(n) => after = Some(n),

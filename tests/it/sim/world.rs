@@ -10,7 +10,7 @@ use arc_ingest::clock::{Clock, SharedClock, SimClock, SplitMix64};
 use arc_ingest::compact::Layout;
 use arc_ingest::compact::plan::{Bounds as PlanBounds, PlanSettings};
 use arc_ingest::compact::quarantine;
-use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings as CompactSettings, Work};
+use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings as CompactSettings, Work, plan_object};
 use arc_ingest::config::Secret;
 use arc_ingest::decode::Nested;
 use arc_ingest::decode::line_protocol::Precision;
@@ -38,6 +38,7 @@ use arc_ingest::wal::prealloc::Preallocator;
 use arc_ingest::wal::recover::OpenError;
 use arc_ingest::wal::shared::LogSettings;
 use arc_ingest::wal::{Appender, Shared, files, manifest};
+use sha2::{Digest, Sha256};
 
 use super::model::{DATABASE, Fate, Model, Request, Row, Traffic, read_store};
 use super::next::{Next, PATIENT};
@@ -231,6 +232,8 @@ pub struct World {
     elsewhere: bool,
     /// Store calls at which the machine stops, before or after their effect.
     pub store_crash: Arc<Mutex<Option<(u64, bool)>>>,
+    /// What a put has broken.
+    broken: Arc<Mutex<Option<String>>>,
 }
 
 struct Running_ {
@@ -260,15 +263,51 @@ fn is_log_file(p: &Path) -> bool {
     p.parent() == Some(Path::new(WAL)) && (files::parse_segment(name).is_some() || files::parse_manifest(name).is_some())
 }
 
+fn file_name(p: &Path) -> String {
+    p.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned()
+}
+
+/// The manifest as a power cut would leave it.
+fn durable_manifest(disk: &SimDisk) -> Result<Option<manifest::Loaded>, String> {
+    let copy = disk.durable_copy(|p| files::parse_segment(&file_name(p)).is_none());
+    manifest::load(&*copy.vfs(), Path::new(WAL)).map_err(|e| e.to_string())
+}
+
+/// INVARIANT(intent-before-publish) and INVARIANT(plan-object), looked at when a file of the lake becomes visible.
+fn is_announced(disk: &SimDisk, store: &SimStore, name: &str, bytes: &[u8]) -> Result<(), String> {
+    if !name.ends_with(".parquet") {
+        return Ok(());
+    }
+    let Some(loaded) = durable_manifest(disk)? else { return Err(format!("{name} is put, and there is no durable manifest")) };
+    let place = |p: &manifest::PlanState| p.plan.outputs.iter().position(|o| o.name == name).map(|n| n as u32);
+    let Some((plan, n)) = loaded.state.plans.values().find_map(|p| Some((p, place(p)?))) else {
+        return Err(format!("{name} is put, and the durable manifest has no plan for it"));
+    };
+    let sha256: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let intents = plan.intents.get(&n).map(Vec::as_slice).unwrap_or_default();
+    if !intents.iter().any(|f| f.length == bytes.len() as u64 && f.sha256 == sha256) {
+        return Err(format!("{name} is put with {} bytes, {sha256}; the durable manifest has the intents {intents:?}", bytes.len()));
+    }
+    let object = plan_object(loaded.header.log, plan.plan.plan);
+    if store.get(&object).is_none() { Err(format!("{name} is put, and {object} is not in the store")) } else { Ok(()) }
+}
+
 impl World {
     pub fn new(seed: u64, machine: Machine) -> Self {
         let mut random = SplitMix64(seed);
         let clock = SimClock::new(random.next_u64(), START_US);
         let disk = SimDisk::new(random.next_u64(), Arc::clone(&clock), is_log_file);
+        let (store, broken) = (SimStore::new(), Arc::new(Mutex::new(None)));
+        let (seen_by, told) = (disk.clone(), Arc::clone(&broken));
+        store.set_witness(move |store, name, bytes| {
+            if let Err(why) = is_announced(&seen_by, store, name, bytes) {
+                told.lock().unwrap().get_or_insert(why);
+            }
+        });
         Self {
             random,
             disk,
-            store: SimStore::new(),
+            store,
             wire: None,
             model: Model::default(),
             machine,
@@ -286,6 +325,7 @@ impl World {
             disk_full: 0,
             elsewhere: false,
             store_crash: Arc::default(),
+            broken,
         }
     }
 
@@ -597,6 +637,7 @@ impl World {
     async fn after_step(&mut self, l: &Live) -> Result<(), String> {
         tokio::task::yield_now().await;
         self.hear(&l.answers)?;
+        self.check_puts()?;
         self.check_removed()
     }
 
@@ -715,6 +756,7 @@ impl World {
             self.advance(wait, &mut l.tokio_now).await;
             tokio::task::yield_now().await;
             self.hear(&l.answers)?;
+            self.check_puts()?;
             self.check_removed()?;
             let w = r.shared.watermarks();
             let waiting = self.model.requests.iter().any(|r| r.in_flight > 0);
@@ -868,15 +910,22 @@ impl World {
 
     /// INVARIANT(commit-before-release): a segment goes away only after the durable manifest says that it may.
     fn check_removed(&self) -> Result<(), String> {
-        let name = |p: &Path| p.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-        let gone: Vec<String> = self.disk.take_removed().iter().map(|g| name(&g.path)).collect();
+        let gone: Vec<String> = self.disk.take_removed().iter().map(|g| file_name(&g.path)).collect();
         let Some(id) = gone.iter().filter_map(|n| files::parse_segment(n)).max() else { return Ok(()) };
-        let copy = self.disk.durable_copy(|p| files::parse_segment(&name(p)).is_none());
-        let released = manifest::load(&*copy.vfs(), Path::new(WAL)).map_err(|e| e.to_string())?.map(|l| l.state.released_segment);
+        let released = durable_manifest(&self.disk)?.map(|l| l.state.released_segment);
         if released.is_none_or(|r| r < id) {
             return Err(format!("{gone:?} went away, the durable manifest has released segments through {released:?}"));
         }
         Ok(())
+    }
+
+    /// What has become visible in the store was announced, and has taken the place of nothing.
+    fn check_puts(&self) -> Result<(), String> {
+        if let Some(why) = self.broken.lock().unwrap().take() {
+            return Err(why);
+        }
+        let replaced = self.store.replaced();
+        if replaced.is_empty() { Ok(()) } else { Err(format!("objects were replaced: {replaced:?}")) }
     }
 
     /// Ends all disturbances, lets the server run until everything is shipped, and compares the store with what was sent.
@@ -925,6 +974,7 @@ impl World {
                 return Err(format!("after a last life ({ended:?}) there are uploads: {:?}", s3.uploads()));
             }
         }
+        self.check_puts()?;
         let mut present = read_store(&self.store)?;
         let aside = self.quarantined(&mut present)?;
         let loaded = manifest::load(&*self.disk.vfs(), Path::new(WAL)).map_err(|e| e.to_string())?;
