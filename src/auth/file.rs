@@ -186,7 +186,8 @@ pub(super) fn lock(path: &Path) -> Result<Lock, AuthError> {
 /// Replaces the file durably: whoever reads it sees the old or the new one whole, and it is never open to others.
 ///
 /// # Errors
-/// [`AuthError::Refused`] for more than can be read again; [`AuthError::Io`]. The old file stands then, or (if only the sync of the directory failed) the new one.
+/// [`AuthError::Refused`] for more than can be read again; [`AuthError::Io`]. The old file stands then, or (if only the sync of the directory
+/// failed) the new one.
 pub(super) fn write(path: &Path, contents: &Contents, _lock: &Lock) -> Result<Stamp, AuthError> {
     let dir = directory(path);
     let Some(name) = path.file_name() else {

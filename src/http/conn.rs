@@ -6,8 +6,9 @@
 //! A client that closes its connection and one that only says that it will send no more look alike: both send a FIN, and what tells them
 //! apart is the answer to our own bytes. Clients of the second kind get their answer, so one that leaves while its request is worked on is
 //! noticed when the answer is written, also when it resets the connection. Nothing depends on noticing it sooner: what it sent is
-//! stored or refused like any other request, its body keeps its share of `max_in_flight`, and every wait of a write before its append has a limit (admission,
-//! the turn of a large body, `wal.queue_timeout` for the queue, for columns on their way and for the first request with its key), so it cannot hold either for longer than a client that stays.
+//! stored or refused like any other request, its body keeps its share of `max_in_flight`, and every wait of a write before its append has a
+//! limit (admission, the turn of a large body, `wal.queue_timeout` for the queue, for columns on their way and for the first request with its
+//! key), so it cannot hold either for longer than a client that stays.
 //!
 //! One timer serves all of it; it is moved only when a limit comes closer, so a busy connection hardly touches it.
 

@@ -127,12 +127,13 @@ impl Engine {
     /// The claim of a request with a key, or the answer that it had.
     async fn claim(&self, r: &Running, database: &str, key: Option<&str>, hash: impl FnOnce() -> [u8; 32]) -> Result<Claim, RequestError> {
         let Some(key) = key else { return Ok(Claim::None) };
-        // Retries must not gather behind a sync that hangs: each holds a connection and its body.
+        // Retries must not gather behind a sync that hangs: each holds a connection and its body. The rows are those of the first request,
+        // which may be stored yet: that they are not must not be said.
         let begin = tokio::time::timeout(r.shared.settings.queue_timeout, r.keys.begin(key_id(database, key), hash())).await;
         let Ok(begin) = begin else {
             return Err(RequestError::unavailable(
-                Reason::NotStored,
-                "the first request with this Idempotency-Key is still on its way, longer than wal.queue_timeout; nothing is stored of this one",
+                Reason::UnknownOutcome,
+                "the first request with this Idempotency-Key is still on its way, longer than wal.queue_timeout; send it again with the same key",
             ));
         };
         match begin {
@@ -564,9 +565,16 @@ mod tests {
         let other_type = b"\x83\xa1m\xa1t\xa1t\x01\xa6fields\x81\xa1f\xa1x";
         let mut first = Box::pin(engine.write(request(Some("k"), one)));
         assert!(tokio::time::timeout(Duration::from_millis(500), &mut first).await.is_err(), "its sync hangs");
-        for (again, why) in [(request(Some("k"), one), "Idempotency-Key"), (request(None, other_type), "columns")] {
+        let again = [
+            // Its rows may be stored yet.
+            (request(Some("k"), one), Reason::UnknownOutcome, "Idempotency-Key"),
+            (request(None, other_type), Reason::NotStored, "columns"),
+        ];
+        for (again, want, why) in again {
             match tokio::time::timeout(Duration::from_secs(30), engine.write(again)).await.expect("an answer in time") {
-                Err(RequestError::Unavailable { reason: Reason::NotStored, message }) => assert!(message.contains(why), "{message}"),
+                Err(RequestError::Unavailable { reason, message }) => {
+                    assert!(reason == want && message.contains(why), "{reason:?} {message}")
+                }
                 outcome => panic!("{why}: {outcome:?}"),
             }
         }
