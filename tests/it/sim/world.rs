@@ -1,34 +1,27 @@
 //! A simulated machine with the whole core on it, one thread, and a scheduler that decides who goes next.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use arc_ingest::batch::Values;
 use arc_ingest::clock::{Clock, SharedClock, SimClock, SplitMix64};
 use arc_ingest::compact::Layout;
 use arc_ingest::compact::plan::{Bounds as PlanBounds, PlanSettings};
-use arc_ingest::compact::quarantine;
-use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings as CompactSettings, Work, plan_object};
+use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings as CompactSettings, Work};
 use arc_ingest::config::Secret;
 use arc_ingest::decode::Nested;
 use arc_ingest::decode::line_protocol::Precision;
 use arc_ingest::decode::table::Bounds;
 use arc_ingest::error::{Reason, RequestError};
-use arc_ingest::format::file_header::{FileHeader, FileKind};
-use arc_ingest::format::manifest::{Entry, PlanWriter};
-use arc_ingest::format::payload::PayloadView;
-use arc_ingest::format::record::{RecordHeader, RecordKind};
-use arc_ingest::format::scan::{Found, Scanner};
+use arc_ingest::format::manifest::PlanWriter;
 use arc_ingest::http::engine::{Engine, Running, WriteSettings};
 use arc_ingest::http::{Backend, Dialect, LineRequest, RequestId, WriteRequest};
-use arc_ingest::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use arc_ingest::metrics::Metrics;
 use arc_ingest::node::{self, LeftBehind, Node, NodeError, NodeSettings};
-use arc_ingest::sink::object::sim_s3::{SimS3, WireFault};
+use arc_ingest::sink::object::sim_s3::SimS3;
 use arc_ingest::sink::object::{Driver, Endpoint, ObjectSettings, Remote, S3Settings, Verify};
-use arc_ingest::sink::sim::{Call, Fault as StoreFault, SimStore};
+use arc_ingest::sink::sim::SimStore;
 use arc_ingest::sink::{ObjectSink, Sink};
 use arc_ingest::types::LogId;
 use arc_ingest::vfs::sim::{Rates, SimDisk};
@@ -37,11 +30,15 @@ use arc_ingest::wal::commit::{Committer, Step};
 use arc_ingest::wal::prealloc::Preallocator;
 use arc_ingest::wal::recover::OpenError;
 use arc_ingest::wal::shared::LogSettings;
-use arc_ingest::wal::{Appender, Shared, files, manifest};
-use sha2::{Digest, Sha256};
+use arc_ingest::wal::{Appender, Shared, files};
 
-use super::model::{DATABASE, Fate, Model, Request, Row, Traffic, read_store};
+use super::model::{DATABASE, Fate, Model, Request, Traffic};
 use super::next::{Next, PATIENT};
+
+mod checks;
+mod faults;
+
+use checks::is_announced;
 
 pub const WAL: &str = "/data/wal";
 /// 2026-01-02.
@@ -246,50 +243,9 @@ struct Running_ {
     _lock: Box<dyn std::any::Any + Send + Sync>,
 }
 
-/// Table, time and number of every row in a payload.
-fn rids(payload: &[u8]) -> Vec<(String, i64, i64)> {
-    let mut out = Vec::new();
-    let Some(batch) = PayloadView::parse(payload).ok().and_then(|p| p.to_batch().ok()) else { return out };
-    for t in batch.tables() {
-        if let Some(Values::Int64(v)) = t.columns.iter().find(|c| c.name == "rid").map(|c| &c.values) {
-            out.extend(t.time.iter().zip(v).map(|(time, rid)| (t.table.to_string(), *time, *rid)));
-        }
-    }
-    out
-}
-
 fn is_log_file(p: &Path) -> bool {
     let name = p.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     p.parent() == Some(Path::new(WAL)) && (files::parse_segment(name).is_some() || files::parse_manifest(name).is_some())
-}
-
-fn file_name(p: &Path) -> String {
-    p.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned()
-}
-
-/// The manifest as a power cut would leave it.
-fn durable_manifest(disk: &SimDisk) -> Result<Option<manifest::Loaded>, String> {
-    let copy = disk.durable_copy(|p| files::parse_segment(&file_name(p)).is_none());
-    manifest::load(&*copy.vfs(), Path::new(WAL)).map_err(|e| e.to_string())
-}
-
-/// INVARIANT(intent-before-publish) and INVARIANT(plan-object), looked at when a file of the lake becomes visible.
-fn is_announced(disk: &SimDisk, store: &SimStore, name: &str, bytes: &[u8]) -> Result<(), String> {
-    if !name.ends_with(".parquet") {
-        return Ok(());
-    }
-    let Some(loaded) = durable_manifest(disk)? else { return Err(format!("{name} is put, and there is no durable manifest")) };
-    let place = |p: &manifest::PlanState| p.plan.outputs.iter().position(|o| o.name == name).map(|n| n as u32);
-    let Some((plan, n)) = loaded.state.plans.values().find_map(|p| Some((p, place(p)?))) else {
-        return Err(format!("{name} is put, and the durable manifest has no plan for it"));
-    };
-    let sha256: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-    let intents = plan.intents.get(&n).map(Vec::as_slice).unwrap_or_default();
-    if !intents.iter().any(|f| f.length == bytes.len() as u64 && f.sha256 == sha256) {
-        return Err(format!("{name} is put with {} bytes, {sha256}; the durable manifest has the intents {intents:?}", bytes.len()));
-    }
-    let object = plan_object(loaded.header.log, plan.plan.plan);
-    if store.get(&object).is_none() { Err(format!("{name} is put, and {object} is not in the store")) } else { Ok(()) }
 }
 
 impl World {
@@ -344,67 +300,6 @@ impl World {
     /// The wall clock is set, by `us` forwards or backwards.
     pub fn jump(&self, us: i64) {
         self.clock.jump(us);
-    }
-
-    /// Faults of the store: per mille of calls, drawn from `seed`. Also stops the machine at [`Self::store_crash`].
-    pub fn store_faults(&self, seed: u64, rate: u64) {
-        if let Some((s3, _)) = &self.wire {
-            return self.wire_faults(s3, seed, rate);
-        }
-        let (disk, crash) = (self.disk.clone(), Arc::clone(&self.store_crash));
-        let mut random = SplitMix64(seed);
-        self.store.set_faults(move |op| {
-            if disk.is_off() {
-                return Some(StoreFault::Fails(libc::EIO));
-            }
-            if let Some((_, after)) = crash.lock().unwrap().take_if(|(at, _)| *at == op.number) {
-                disk.stop();
-                return Some(if after { StoreFault::ReplyLost } else { StoreFault::Fails(libc::EIO) });
-            }
-            if !random.chance(rate) {
-                return None;
-            }
-            let put = matches!(op.call, Call::Publish | Call::PutSmall);
-            Some(match random.below(8) {
-                0 if put => StoreFault::ReplyLost,
-                1 if put => StoreFault::Late,
-                2 => StoreFault::Hangs,
-                3 => StoreFault::Fails(libc::ENOSPC),
-                4 if op.call == Call::Describe && op.name.ends_with(".parquet") => StoreFault::Unseen,
-                5 => StoreFault::Fails(libc::ETIMEDOUT),
-                _ => StoreFault::Fails(libc::EIO),
-            })
-        });
-    }
-
-    fn wire_faults(&self, s3: &SimS3, seed: u64, rate: u64) {
-        let (disk, crash) = (self.disk.clone(), Arc::clone(&self.store_crash));
-        let mut random = SplitMix64(seed);
-        s3.set_faults(move |w| {
-            if disk.is_off() {
-                return Some(WireFault::Refused);
-            }
-            if let Some((_, after)) = crash.lock().unwrap().take_if(|(at, _)| *at == w.number) {
-                disk.stop();
-                return Some(if after { WireFault::ReplyLost } else { WireFault::Refused });
-            }
-            if !random.chance(rate) {
-                return None;
-            }
-            Some(match random.below(12) {
-                0 | 1 => WireFault::ReplyLost,
-                2 => WireFault::Late,
-                3 => WireFault::Hangs,
-                4 => WireFault::Answers(507, ""),
-                5 => WireFault::Answers(503, "SlowDown"),
-                6 => WireFault::AnswersAfter(500, "InternalError"),
-                7 => WireFault::ErrorBody,
-                8 => WireFault::ErrorBodyAfter,
-                9 => WireFault::Answers(403, if random.chance(500) { "RequestTimeTooSkewed" } else { "ExpiredToken" }),
-                10 => WireFault::CutAnswer,
-                _ => WireFault::Refused,
-            })
-        });
     }
 
     fn sink(&self, log: LogId, metrics: &Arc<Metrics>, clock: &SharedClock) -> Arc<dyn Sink> {
@@ -573,55 +468,6 @@ impl World {
             control: node.control,
             _lock: node.lock,
         }))
-    }
-
-    /// What must hold as soon as the log is open: no damage without rot, every acknowledged sequence and column known.
-    fn check_opened(&self, node: &Node) -> Result<(), String> {
-        for d in node.control.damage() {
-            let Entry::Damage { segment, from, label, first_missing, last_missing, .. } = &d else { continue };
-            let invented = (*first_missing..=*last_missing).find(|s| *s > 0 && !self.rotted.contains(s));
-            if !self.rot || (*segment > 0 && invented.is_some()) {
-                return Err(format!(
-                    "damage is reported where nothing was damaged: segment {segment}, offset {from}, {label}, missing {first_missing} to {last_missing}"
-                ));
-            }
-        }
-        let w = node.shared.watermarks();
-        let sound = self.model.requests.iter().filter(|r| !r.rotten);
-        let acked = sound.filter_map(|r| if let Fate::Acked(s) = r.fate { Some(s) } else { None }).max();
-        if acked.is_some_and(|s| s > w.durable) {
-            return Err(format!("sequence {} was acknowledged, the log goes to {}", acked.unwrap_or(0), w.durable));
-        }
-        let mut columns: BTreeMap<(String, String), u8> = BTreeMap::new();
-        for t in node.catalog.entries() {
-            for c in &t.columns {
-                columns.insert((t.table.clone(), c.name.clone()), c.ty);
-            }
-        }
-        for r in self.model.requests.iter().filter(|r| matches!(r.fate, Fate::Acked(_)) && !r.rotten) {
-            let stored = |i: &usize| match &r.lines {
-                None => true,
-                Some(l) => l.dropped.as_ref().is_some_and(|d| !d.contains(i)),
-            };
-            for row in (0..r.rows.len()).filter(stored).map(|i| &r.rows[i]) {
-                for (c, v) in &row.cells {
-                    let Some(ty) = columns.get(&(row.table.clone(), c.clone())) else {
-                        return Err(format!("column {c} of {} was acknowledged and is not in the catalog", row.table));
-                    };
-                    let name = arc_ingest::types::ColumnType::from_u8(*ty).map_or("unknown", |t| t.name());
-                    let fits = match v {
-                        serde_json::Value::Number(n) if n.is_i64() => matches!(name, "int64" | "float64"),
-                        serde_json::Value::Number(_) => name == "float64",
-                        serde_json::Value::String(_) => name == "string",
-                        _ => name == "bool",
-                    };
-                    if !fits {
-                        return Err(format!("column {c} of {} was acknowledged with {v}, the catalog says {name}", row.table));
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// How the life has ended by itself.
@@ -799,28 +645,6 @@ impl World {
         *tokio_now = now;
     }
 
-    fn disturb(&mut self) {
-        if self.random.chance(self.clock_jumps) {
-            let by = self.random.below(7_200_000_000) as i64 - 3_600_000_000;
-            self.clock.jump(by);
-        }
-        if self.random.chance(self.disk_full) {
-            let room = self.random.below(200 << 10);
-            let full = self.random.chance(500);
-            self.disk.set_capacity(if full { self.disk.used() + room } else { u64::MAX });
-        }
-        if !self.store.late().is_empty() && self.random.chance(30) {
-            let i = self.random.below(self.store.late().len() as u64) as usize;
-            self.store.land(i);
-        }
-        if let Some((s3, _)) = &self.wire
-            && s3.late() > 0
-            && self.random.chance(30)
-        {
-            s3.land(self.random.below(s3.late() as u64) as usize);
-        }
-    }
-
     /// A new request, or one with a key again.
     fn send_some(&mut self, l: &Live) {
         let again = self.random.chance(250);
@@ -906,175 +730,5 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    /// INVARIANT(commit-before-release): a segment goes away only after the durable manifest says that it may.
-    fn check_removed(&self) -> Result<(), String> {
-        let gone: Vec<String> = self.disk.take_removed().iter().map(|g| file_name(&g.path)).collect();
-        let Some(id) = gone.iter().filter_map(|n| files::parse_segment(n)).max() else { return Ok(()) };
-        let released = durable_manifest(&self.disk)?.map(|l| l.state.released_segment);
-        if released.is_none_or(|r| r < id) {
-            return Err(format!("{gone:?} went away, the durable manifest has released segments through {released:?}"));
-        }
-        Ok(())
-    }
-
-    /// What has become visible in the store was announced, and has taken the place of nothing.
-    fn check_puts(&self) -> Result<(), String> {
-        if let Some(why) = self.broken.lock().unwrap().take() {
-            return Err(why);
-        }
-        let replaced = self.store.replaced();
-        if replaced.is_empty() { Ok(()) } else { Err(format!("objects were replaced: {replaced:?}")) }
-    }
-
-    /// Ends all disturbances, lets the server run until everything is shipped, and compares the store with what was sent.
-    ///
-    /// # Errors
-    /// Whatever is lost, doubled, half there or wrong.
-    pub fn verify(&mut self) -> Result<(), String> {
-        self.verify_by(false)
-    }
-
-    /// [`Self::verify`], after `arc drain` on another machine instead of a last life of the server.
-    ///
-    /// # Errors
-    /// As [`Self::verify`].
-    pub fn verify_by(&mut self, elsewhere: bool) -> Result<(), String> {
-        self.disk.set_rates(Rates::default());
-        self.disk.clear_script();
-        self.disk.set_capacity(u64::MAX);
-        self.store.set_capacity(None);
-        *self.store_crash.lock().unwrap() = None;
-        self.store.clear_faults();
-        if let Some((s3, _)) = &self.wire {
-            s3.clear_faults();
-        }
-        self.clock_jumps = 0;
-        self.disk_full = 0;
-        for life in 0.. {
-            let ended = self.boot(Boot { elsewhere, ..Boot::server(50, 0, true) })?;
-            if ended == Ended::Done {
-                break;
-            }
-            if life > 20 {
-                return Err(format!("without any faults the server still ends with {ended:?}"));
-            }
-        }
-        while !self.store.late().is_empty() {
-            self.store.land(0);
-        }
-        if let Some((s3, _)) = self.wire.clone() {
-            while s3.late() > 0 {
-                s3.land(0);
-            }
-            // The next start sweeps.
-            let ended = self.boot(Boot { steps: 10, load: 0, drain: true, elsewhere: false })?;
-            if ended != Ended::Done || !s3.uploads().is_empty() {
-                return Err(format!("after a last life ({ended:?}) there are uploads: {:?}", s3.uploads()));
-            }
-        }
-        self.check_puts()?;
-        let mut present = read_store(&self.store)?;
-        let aside = self.quarantined(&mut present)?;
-        let loaded = manifest::load(&*self.disk.vfs(), Path::new(WAL)).map_err(|e| e.to_string())?;
-        let damage = loaded.map(|l| l.state.damage).unwrap_or_default();
-        let reported = |s: u64| {
-            let names =
-                |d: &Entry| matches!(d, Entry::Damage { first_missing, last_missing, .. } if (*first_missing..=*last_missing).contains(&s));
-            aside.contains(&s) || damage.iter().any(names)
-        };
-        self.model.check(&present, reported)?;
-        self.retry_all()
-    }
-
-    /// Adds the rows of the quarantine to those of the store: a row is in one of them. The sequences there.
-    fn quarantined(&self, present: &mut HashMap<i64, Vec<Row>>) -> Result<BTreeSet<u64>, String> {
-        let vfs = self.disk.vfs();
-        let mut sequences = BTreeSet::new();
-        for found in quarantine::list(&*vfs, Path::new(WAL)).map_err(|e| e.to_string())? {
-            let (q, record) = quarantine::read(&*vfs, &found.path).map_err(|e| e.to_string())?;
-            if !self.rot {
-                return Err(format!("{}: set aside without rot: {}", found.path.display(), q.reason));
-            }
-            sequences.insert(q.sequence);
-            for (table, time_us, rid) in rids(record.get(RECORD_HEADER_BYTES..).unwrap_or_default()) {
-                let named = table == q.table && arc_ingest::types::hour_of(time_us) == q.hour;
-                if named || q.database == "unknown" {
-                    let sent = self.model.row(rid).ok_or_else(|| format!("row {rid} in the quarantine was never sent"))?;
-                    present.entry(rid).or_default().push(sent.clone());
-                }
-            }
-        }
-        Ok(sequences)
-    }
-
-    /// Every acknowledged request with a key, sent again, is answered from the remembered key.
-    fn retry_all(&mut self) -> Result<(), String> {
-        let clock = self.new_process();
-        let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().map_err(|e| e.to_string())?;
-        let _in = rt.enter();
-        let r = self.open(&clock)?.map_err(|e| format!("cannot be opened for the last time: {e:?}"))?;
-        let keyed: Vec<usize> = (0..self.model.requests.len()).filter(|i| self.model.requests[*i].key.is_some()).collect();
-        for i in keyed {
-            let q = &self.model.requests[i];
-            let Fate::Acked(s) = q.fate else { continue };
-            if q.rotten {
-                continue;
-            }
-            let (key, body, dialect) = parts(q);
-            let again = rt.block_on(async { tokio::time::timeout(Duration::from_secs(1), write(&r.engine, key, body, dialect)).await });
-            match again {
-                Ok(Ok(Outcome { sequence: Some(n), replayed: true, refused, .. })) if n == s => {
-                    if !self.rot
-                        && let Some(refused) = refused
-                    {
-                        self.model.requests[i].told(&refused).map_err(|e| format!("request {i}, sent again with its key: {e}"))?;
-                    }
-                }
-                other => return Err(format!("request {i}, acknowledged as {s}, sent again with its key: {other:?}")),
-            }
-        }
-        drop(r);
-        self.disk.kill();
-        Ok(())
-    }
-
-    /// Flips a bit in a record of a sealed segment, or makes its block unreadable, if there is one, and marks the requests that lose by it.
-    pub fn rot_a_record(&mut self) -> bool {
-        let copy = self.disk.live_copy(0);
-        let Ok(list) = copy.vfs().list(Path::new(WAL)) else { return false };
-        let mut segments: Vec<String> = list.into_iter().map(|e| e.name).filter(|n| files::parse_segment(n).is_some()).collect();
-        segments.pop();
-        if segments.is_empty() {
-            return false;
-        }
-        let path = Path::new(WAL).join(&segments[self.random.below(segments.len() as u64) as usize]);
-        let Some(bytes) = self.disk.content(&path) else { return false };
-        let Ok((header, _)) = FileHeader::parse_file(&bytes, FileKind::Segment) else { return false };
-        let records: Vec<_> = Scanner::new(&bytes, header.salt, FILE_HEADER_BYTES as u64, bytes.len() as u64)
-            .filter_map(|x| if let Found::Record(r) = x { Some(r) } else { None })
-            .filter(|r| r.kind == RecordKind::Write)
-            .collect();
-        let Some(hit) = records.get(self.random.below(records.len() as u64) as usize) else { return false };
-        let at = hit.offset as usize + self.random.below(hit.record_len() as u64) as usize;
-        let lost = if self.random.chance(700) {
-            let bit = self.random.below(8) as u8;
-            self.disk.flip_bit(&path, at, bit);
-            at..at + 1
-        } else {
-            // What shares the block cannot be read either.
-            self.disk.make_unreadable(&path, at);
-            at / BLOCK * BLOCK..at / BLOCK * BLOCK + BLOCK
-        };
-        self.rot = true;
-        let is_hit = |r: &&RecordHeader| (r.offset as usize) < lost.end && r.offset as usize + r.record_len() > lost.start;
-        for r in records.iter().filter(is_hit) {
-            self.rotted.insert(r.sequence);
-            for (_, _, rid) in rids(Scanner::payload(&bytes, r)) {
-                self.model.rotten(rid);
-            }
-        }
-        true
     }
 }

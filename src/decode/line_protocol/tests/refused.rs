@@ -223,13 +223,29 @@ fn columns_count_as_the_memory_they_take() {
     assert!(decode(format!("{one}\n{one}").as_bytes(), &small, &Empty).is_ok());
 }
 
+/// An empty database that counts the tables it is asked for.
+struct Counting(std::cell::Cell<usize>);
+
+impl Known for Counting {
+    fn room(&self, table: &str) -> Room {
+        self.0.set(self.0.get() + 1);
+        Empty.room(table)
+    }
+
+    fn look(&self, table: &str, column: &str) -> Look {
+        Empty.look(table, column)
+    }
+}
+
 #[test]
 fn more_tables_than_partitions_are_refused_at_the_first_of_them() {
     let options = options(Precision::Nanos);
     let body: String = (0..10_000).fold(String::new(), |b, i| b + &format!("t{i} f=1\n"));
     let bounds = Bounds { max_tables: 10_000, max_partitions: 5, ..options.bounds };
-    let refused = decode(body.as_bytes(), &LineOptions { bounds, ..options }, &Empty).unwrap_err();
+    let known = Counting(std::cell::Cell::new(0));
+    let refused = decode(body.as_bytes(), &LineOptions { bounds, ..options }, &known).unwrap_err();
     assert!(matches!(&refused, RequestError::TooLarge(m) if m.contains("more than 5 pairs")), "{refused:?}");
+    assert_eq!(known.0.get(), 6, "what comes after the sixth table is not read");
 }
 
 /// Repeated keys make no columns, and yet each takes a place while its line is read.
