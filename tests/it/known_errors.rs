@@ -165,7 +165,7 @@ const DRAIN: &str = "tests/it/damage/drain.rs";
 const LEFT: &str = "what_is_left_of_a_damaged_log_reaches_parquet_once";
 
 /// Whether `text` has a test of this name: a function right below its attributes.
-fn has_test(text: &str, name: &str) -> bool {
+pub(super) fn has_test(text: &str, name: &str) -> bool {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let is_it = |l: &str| [format!("fn {name}("), format!("async fn {name}(")].iter().any(|f| l.starts_with(f.as_str()));
     lines.iter().enumerate().filter(|(_, l)| is_it(l)).any(|(i, _)| {

@@ -23,5 +23,6 @@ mod msgpack;
 mod notify;
 mod openapi;
 mod operations;
+mod outside;
 mod server;
 mod sim;
