@@ -260,6 +260,8 @@ fn constants_are_those_of_the_page() {
     assert_eq!(value("Constants", "format version"), format!("{FORMAT_MAJOR}.{FORMAT_MINOR}"));
     assert_eq!(number("Constants", "payload version"), u64::from(PAYLOAD_VERSION));
     assert_eq!(number("Constants", "known incompatible features"), KNOWN_INCOMPATIBLE);
+    let bits = rows("Incompatible features").iter().map(|r| r[0].parse::<u64>().unwrap()).fold(0, |all, b| all | b);
+    assert_eq!(bits, KNOWN_INCOMPATIBLE);
 
     let kinds: Vec<(u8, String)> = rows("Kinds of records").iter().map(|r| (r[0].parse().unwrap(), r[1].clone())).collect();
     let known: Vec<(u8, String)> = (0..=255).filter_map(|v| RecordKind::from_u8(v).map(|k| (v, k.name().to_owned()))).collect();

@@ -12,11 +12,14 @@ pub const SEGMENT_MAGIC: [u8; 8] = *b"ARCWAL\x1a\xf5";
 /// First eight bytes of a manifest.
 pub const MANIFEST_MAGIC: [u8; 8] = *b"ARCMAN\x1a\xf5";
 pub const FORMAT_MAJOR: u16 = 1;
-pub const FORMAT_MINOR: u16 = 0;
+pub const FORMAT_MINOR: u16 = 1;
 /// Bytes of the header proper; its CRC is the last four. The rest of the block is zero.
 pub const HEADER_LEN: usize = 256;
 /// Feature bits this reader knows. A reader may ignore unknown compatible bits, never unknown incompatible ones.
-pub const KNOWN_INCOMPATIBLE: u64 = 0;
+pub const KNOWN_INCOMPATIBLE: u64 = ENTRIES_OF_1_1;
+/// Incompatible feature of format 1.1: the manifest may hold entries that a reader of 1.0 does not know. Every manifest written by this
+/// version has it, so that a reader of 1.0 refuses the log by its header and changes nothing. Segments do not need it.
+pub const ENTRIES_OF_1_1: u64 = 1;
 
 const CRC_AT: usize = HEADER_LEN - 4;
 

@@ -236,6 +236,26 @@ fn a_log_of_a_later_format_is_refused() {
     }
 }
 
+/// What a program of 1.0 sees: an incompatible bit that it does not know, in the manifest, so that it changes nothing.
+#[test]
+fn a_log_of_format_1_0_opens_and_its_next_manifest_is_1_1() {
+    let dir = build();
+    let bits = |path: &Path, kind| {
+        let b = std::fs::read(path).unwrap();
+        let copies = [0, BLOCK].map(|at| FileHeader::parse(&b[at..], kind).unwrap());
+        copies.map(|h| (h.minor, h.incompatible))
+    };
+    assert_eq!(bits(&manifest_of(dir.path()), FileKind::Manifest), [(1, 1); 2]);
+    assert_eq!(bits(&seg(dir.path(), 3), FileKind::Segment), [(1, 0); 2]);
+    let of_1_0 = manifest_of(dir.path());
+    of_a_later_version(&of_1_0, 10, 0);
+    of_a_later_version(&of_1_0, 24, 0);
+    assert_eq!(reopen(small(dir.path())).unwrap().1, ALL);
+    let rewritten = manifest_of(dir.path());
+    assert_ne!(rewritten, of_1_0);
+    assert_eq!(bits(&rewritten, FileKind::Manifest), [(1, 1); 2]);
+}
+
 #[test]
 fn released_segments_that_are_left_are_removed_unread() {
     let dir = build();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::files;
 use super::reader::{FileBytes, read_file, read_header, scan};
 use crate::clock::SharedClock;
-use crate::format::file_header::{DeclaredEnd, FORMAT_MINOR, FileHeader, FileKind};
+use crate::format::file_header::{DeclaredEnd, ENTRIES_OF_1_1, FORMAT_MINOR, FileHeader, FileKind};
 use crate::format::manifest::{Entry, Plan, SetAside, StoredKey, TableEntry, get_keys, put_keys};
 use crate::format::record::{RecordHeader, RecordKind, pad_len, put_pad, record_len};
 use crate::format::scan::{Known, Label, Scanner};
@@ -362,7 +362,7 @@ impl Manifest {
             kind: FileKind::Manifest,
             minor: FORMAT_MINOR,
             compatible: 0,
-            incompatible: 0,
+            incompatible: ENTRIES_OF_1_1,
             log,
             id,
             first_sequence: first,
