@@ -2,14 +2,10 @@
 //!
 //! `ArrowWriter` hashes every string again and looks at every value twice for statistics; here the codes that
 //! gathering has made go straight into pages, and minimum and maximum of strings come from the dictionary. The
-//! `parquet` crate writes page headers, row groups and the footer. Compressions that only it can do go through its
-//! own column writer (see `arrow_array`), which is also what the tests compare this encoder with.
+//! `parquet` crate writes page headers, row groups and the footer. Every compression takes this one path, so that
+//! its memory is bounded in one place: the column, its finished chunk, and one page twice (see `docs/memory.md`).
 
-use std::sync::Arc;
-
-use arrow::array::{ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, Int64Array, LargeBinaryArray, LargeStringArray};
-use arrow::array::{StringArray, TimestampMicrosecondArray, UInt32Array};
-use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::BooleanBuffer;
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding, PageType};
 use parquet::column::page::{CompressedPage, Page, PageWriter as _};
@@ -23,6 +19,7 @@ use parquet::schema::types::ColumnDescPtr;
 
 use super::columns::{Column, Values};
 use super::encodings::{put_delta, put_hybrid, put_levels, put_plain, put_split, put_strings, width_of};
+use super::parquet::Codecs;
 use super::strings::StrView;
 
 /// Rows of a page: a multiple of eight, so that pages begin at whole bytes of the validity bits. 8 bytes each make 1 MiB.
@@ -38,10 +35,45 @@ const DELTA_BITS: u32 = 48;
 
 type Result<T> = std::result::Result<T, ParquetError>;
 
-/// What pages are compressed with here.
+/// Compresses pages.
 pub(super) enum Codec {
     None,
     Zstd(Box<zstd::bulk::Compressor<'static>>),
+    Snappy(Box<snap::raw::Encoder>),
+    Lz4,
+}
+
+/// Levels from this on would take hundreds of megabytes for a page as large as their window.
+const LARGE_WINDOW_LEVEL: i32 = 18;
+/// Window of those levels, as a power of two: 4 MiB, more than most pages have.
+const WINDOW_LOG: u32 = 22;
+
+impl Codec {
+    /// # Errors
+    /// A level that zstd does not have.
+    pub(super) fn new(compression: Codecs) -> Result<Self> {
+        Ok(match compression {
+            Codecs::None => Self::None,
+            Codecs::Snappy => Self::Snappy(Box::new(snap::raw::Encoder::new())),
+            Codecs::Lz4 => Self::Lz4,
+            Codecs::Zstd(level) => {
+                let mut z = zstd::bulk::Compressor::new(level)?;
+                if level >= LARGE_WINDOW_LEVEL {
+                    z.set_parameter(zstd::zstd_safe::CParameter::WindowLog(WINDOW_LOG))?;
+                }
+                Self::Zstd(Box::new(z))
+            }
+        })
+    }
+
+    fn compress(&mut self, body: &[u8]) -> Result<Vec<u8>> {
+        Ok(match self {
+            Self::None => body.to_vec(),
+            Self::Zstd(z) => z.compress(body)?,
+            Self::Snappy(s) => s.compress_vec(body).map_err(|e| ParquetError::External(Box::new(e)))?,
+            Self::Lz4 => lz4_flex::block::compress(body),
+        })
+    }
 }
 
 struct Pages<'c> {
@@ -59,10 +91,7 @@ impl<'c> Pages<'c> {
     }
 
     fn write(&mut self, body: &[u8], page: impl FnOnce(Bytes) -> Page) -> Result<u64> {
-        let buf = match self.codec {
-            Codec::None => Bytes::copy_from_slice(body),
-            Codec::Zstd(z) => Bytes::from(z.compress(body)?),
-        };
+        let buf = Bytes::from(self.codec.compress(body)?);
         let spec = SerializedPageWriter::new(&mut self.out).write_page(CompressedPage::new(page(buf), body.len()))?;
         self.uncompressed += spec.uncompressed_size;
         Ok(spec.offset)
@@ -224,7 +253,7 @@ fn float64(pages: &mut Pages<'_>, v: &[f64], bits: Option<&BooleanBuffer>, nulla
     let (mut any, mut nan) = (false, false);
     let mut tmp = Vec::new();
     let split = match &mut pages.codec {
-        Codec::None => false,
+        Codec::None | Codec::Snappy(_) | Codec::Lz4 => false,
         Codec::Zstd(z) => {
             let n = v.len().min(SAMPLE);
             let valid = bits.map(|b| b.slice(0, n));
@@ -366,52 +395,4 @@ fn dictionary(
         pages.data(body, to - from, Encoding::RLE_DICTIONARY)
     })?;
     Ok((Encoding::RLE_DICTIONARY, string_statistics(range, nulls(codes.len(), bits))))
-}
-
-/// Takes the bounds from a chunk that holds NaN (see `float64`), which the `parquet` crate leaves in.
-///
-/// # Errors
-/// None that the metadata of a closed chunk could cause.
-pub(super) fn drop_bounds_of_nan(column: &Column<'_>, close: &mut ColumnCloseResult) -> Result<()> {
-    if let Values::Float64(v) = &column.values
-        && v.iter().any(|x| x.is_nan())
-    {
-        let nulls = nulls(v.len(), column.validity.as_ref());
-        let s = Statistics::Double(ValueStatistics::new(None, None, None, nulls, false));
-        close.metadata = close.metadata.clone().into_builder().set_statistics(s).build()?;
-    }
-    Ok(())
-}
-
-/// The column as an Arrow array, for the `parquet` crate's own writer. Copies.
-///
-/// # Errors
-/// When strings are not UTF-8, which the check of slices excludes.
-pub(super) fn arrow_array(column: &Column<'_>, time: bool, utf8: bool) -> Result<ArrayRef> {
-    let valid = column.validity.clone().map(NullBuffer::new);
-    Ok(match &column.values {
-        Values::Int64(v) if time => Arc::new(TimestampMicrosecondArray::new(ScalarBuffer::from(v.to_vec()), valid).with_timezone("UTC")),
-        Values::Int64(v) => Arc::new(Int64Array::new(ScalarBuffer::from(v.to_vec()), valid)),
-        Values::Float64(v) => Arc::new(Float64Array::new(ScalarBuffer::from(v.to_vec()), valid)),
-        Values::Bool(v) => Arc::new(BooleanArray::new(v.clone(), valid)),
-        Values::Strings(StrView::Plain { lengths, bytes }) => {
-            let offsets = OffsetBuffer::<i64>::from_lengths(lengths.iter().map(|l| *l as usize));
-            let values = Buffer::from_slice_ref(bytes);
-            if utf8 {
-                Arc::new(LargeStringArray::try_new(offsets, values, valid)?)
-            } else {
-                Arc::new(LargeBinaryArray::try_new(offsets, values, valid)?)
-            }
-        }
-        Values::Strings(StrView::Dictionary { codes, starts, bytes }) => {
-            let offsets = OffsetBuffer::<i32>::from_lengths(starts.windows(2).map(|w| w[1] - w[0]));
-            let values = Buffer::from_slice_ref(bytes);
-            let entries: ArrayRef = if utf8 {
-                Arc::new(StringArray::try_new(offsets, values, None)?)
-            } else {
-                Arc::new(BinaryArray::try_new(offsets, values, None)?)
-            };
-            Arc::new(DictionaryArray::try_new(UInt32Array::new(ScalarBuffer::from(codes.to_vec()), valid), entries)?)
-        }
-    })
 }

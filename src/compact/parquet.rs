@@ -11,7 +11,6 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use parquet::arrow::ArrowSchemaConverter;
 use parquet::arrow::add_encoded_arrow_schema_to_metadata;
-use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, SortingColumn};
@@ -317,36 +316,19 @@ impl Budget {
 /// The file in progress.
 struct File<'a, 'o> {
     writer: SerializedFileWriter<&'a mut Output<'o>>,
-    arrow: Arc<Schema>,
-    backend: Backend,
+    codec: Codec,
     compression: Compression,
-}
-
-enum Backend {
-    Own(Codec),
-    Parquet,
 }
 
 impl<'a, 'o> File<'a, 'o> {
     fn new(spec: &OutputSpec, columns: &[FileColumn], output: &'a mut Output<'o>) -> Result<Self, ParquetError> {
-        let (compression, backend) = match spec.settings.compression {
-            Codecs::None => (Compression::UNCOMPRESSED, Backend::Own(Codec::None)),
-            Codecs::Zstd(level) => {
-                let z = zstd::bulk::Compressor::new(level)?;
-                (Compression::ZSTD(ZstdLevel::try_new(level)?), Backend::Own(Codec::Zstd(Box::new(z))))
-            }
-            Codecs::Snappy => (Compression::SNAPPY, Backend::Parquet),
-            Codecs::Lz4 => (Compression::LZ4_RAW, Backend::Parquet),
+        let compression = match spec.settings.compression {
+            Codecs::None => Compression::UNCOMPRESSED,
+            Codecs::Zstd(level) => Compression::ZSTD(ZstdLevel::try_new(level)?),
+            Codecs::Snappy => Compression::SNAPPY,
+            Codecs::Lz4 => Compression::LZ4_RAW,
         };
-        Self::with_backend(columns, output, compression, backend)
-    }
-
-    fn with_backend(
-        columns: &[FileColumn],
-        output: &'a mut Output<'o>,
-        compression: Compression,
-        backend: Backend,
-    ) -> Result<Self, ParquetError> {
+        let codec = Codec::new(spec.settings.compression)?;
         let mut fields = vec![Field::new("time", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false)];
         fields.extend(columns.iter().map(|c| Field::new(&c.stored, data_type(c.column.ty), true)));
         let arrow = Arc::new(Schema::new(fields));
@@ -369,42 +351,20 @@ impl<'a, 'o> File<'a, 'o> {
         let mut props = props.build();
         add_encoded_arrow_schema_to_metadata(&arrow, &mut props);
         let writer = SerializedFileWriter::new(output, parquet.root_schema_ptr(), Arc::new(props))?;
-        Ok(Self { writer, arrow, backend, compression })
+        Ok(Self { writer, codec, compression })
     }
 
     /// Writes the gathered rows as one row group; returns their number.
     fn row_group(&mut self, group: &mut RowGroup) -> Result<u64, ParquetError> {
         let rows = group.rows() as u64;
         let schema = self.writer.schema_descr().columns().to_vec();
-        match &mut self.backend {
-            Backend::Own(codec) => {
-                let mut out = self.writer.next_row_group()?;
-                group.finish(|i, column| {
-                    let desc = schema.get(i).ok_or_else(|| ParquetError::General("a column too many".to_owned()))?;
-                    let (chunk, close) = chunk::encode(desc, &column, codec, self.compression)?;
-                    out.append_column(&chunk, close)
-                })?;
-                out.close()?;
-            }
-            Backend::Parquet => {
-                let number = self.writer.flushed_row_groups().len();
-                let factory = ArrowRowGroupWriterFactory::new(&self.writer, Arc::clone(&self.arrow));
-                let mut writers = factory.create_column_writers(number)?.into_iter();
-                let mut out = self.writer.next_row_group()?;
-                group.finish(|i, column| {
-                    let field = self.arrow.field(i);
-                    let array = chunk::arrow_array(&column, i == 0, *field.data_type() == DataType::Utf8)?;
-                    let mut w = writers.next().ok_or_else(|| ParquetError::General("a column too many".to_owned()))?;
-                    for leaf in compute_leaves(field, &array)? {
-                        w.write(&leaf)?;
-                    }
-                    let mut chunk = w.close()?;
-                    chunk::drop_bounds_of_nan(&column, chunk.close_mut())?;
-                    chunk.append_to_row_group(&mut out)
-                })?;
-                out.close()?;
-            }
-        }
+        let mut out = self.writer.next_row_group()?;
+        group.finish(|i, column| {
+            let desc = schema.get(i).ok_or_else(|| ParquetError::General("a column too many".to_owned()))?;
+            let (chunk, close) = chunk::encode(desc, &column, &mut self.codec, self.compression)?;
+            out.append_column(&chunk, close)
+        })?;
+        out.close()?;
         Ok(rows)
     }
 
