@@ -2,6 +2,7 @@
 //!
 //! Everything above sees [`Vfs`] and [`File`]; `os` is the real disk. A simulated disk implements the same two traits.
 
+mod held;
 pub mod mmap;
 pub mod os;
 pub mod sim;
@@ -58,7 +59,8 @@ pub trait Vfs: Send + Sync + Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Takes an exclusive lock, held until the value is dropped; None when another process has it.
+    /// Takes an exclusive lock on a file and on its directory, held until the value is dropped; None when another process has either.
+    /// As long as it is held, no call for names in that directory opens a descriptor of the directory.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>>;
     /// A number that equal filesystems share.
     fn device(&self, dir: &Path) -> io::Result<u64>;
@@ -99,6 +101,18 @@ pub trait GroupWriter: Send + Debug {
 /// Whether the error says that the disk or quota is full. By errno, never by text.
 pub fn is_no_space(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Whether this process or machine is short of something that comes back by itself: descriptors, memory. By errno, never by text.
+///
+/// The call has changed nothing. An error of a sync is never taken for one: nobody can tell what it left behind.
+pub fn is_shortage(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR | libc::EAGAIN | libc::ENOBUFS))
+}
+
+/// Whether no descriptor was left. A sync does not say this: the directory that was to be synced could not be opened.
+pub fn is_out_of_descriptors(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Reads the whole file.

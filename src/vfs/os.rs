@@ -3,31 +3,62 @@
 use std::any::Any;
 use std::fs;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::retry_on_intr;
+
+use super::held::{self, held};
 use super::{DirEntry, Engine, File, GroupWriter, Mapping, SyncMode, Vfs, mmap};
 
 /// Most slices one `pwritev` takes (Linux UIO_MAXIOV).
 const MAX_IOV: usize = 1024;
 const ZEROS: usize = 1 << 20;
 
+/// The real disk. Names below the directory of a lock that is held are looked up from its open descriptor (see [`held`]).
 #[derive(Debug, Default, Clone, Copy)]
 pub struct OsVfs;
 
+/// Calls `f` with the open directory of `path` and the name in it, or with the current directory and the whole path.
+fn beside<T>(path: &Path, f: impl Fn(BorrowedFd<'_>, &Path) -> rustix::io::Result<T>) -> io::Result<T> {
+    let parent = path.parent().map(held).transpose()?.flatten();
+    Ok(match (&parent, path.file_name()) {
+        (Some(dir), Some(name)) => retry_on_intr(|| f(dir.as_fd(), Path::new(name)))?,
+        _ => retry_on_intr(|| f(CWD, path))?,
+    })
+}
+
+fn open_at(path: &Path, flags: OFlags, mode: Mode) -> io::Result<fs::File> {
+    beside(path, |dir, name| rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC, mode)).map(fs::File::from)
+}
+
 impl Vfs for OsVfs {
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let dir = match held(dir)? {
+            Some(d) => d,
+            None => Arc::new(open_at(dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?),
+        };
         let mut out = Vec::new();
-        for e in fs::read_dir(dir)? {
+        for e in rustix::fs::Dir::read_from(&*dir)? {
             let e = e?;
-            let Ok(name) = e.file_name().into_string() else { continue };
+            let Ok(name) = e.file_name().to_str().map(str::to_owned) else { continue };
+            if name == "." || name == ".." {
+                continue;
+            }
             // A file may go away between the two calls: a live server releases segments.
             // Through symbolic links, as opening does.
-            match fs::metadata(e.path()).or_else(|_| e.metadata()) {
-                Ok(m) => out.push(DirEntry { name, len: m.len(), is_dir: m.is_dir(), is_file: m.is_file() }),
-                Err(x) if x.kind() == io::ErrorKind::NotFound => {}
-                Err(x) => return Err(x),
+            let stat = |flags| rustix::fs::statat(&*dir, e.file_name(), flags);
+            match stat(AtFlags::empty()).or_else(|_| stat(AtFlags::SYMLINK_NOFOLLOW)) {
+                Ok(m) => {
+                    let kind = FileType::from_raw_mode(m.st_mode);
+                    let len = u64::try_from(m.st_size).unwrap_or_default();
+                    out.push(DirEntry { name, len, is_dir: kind.is_dir(), is_file: kind.is_file() });
+                }
+                Err(rustix::io::Errno::NOENT) => {}
+                Err(x) => return Err(x.into()),
             }
         }
         out.sort_by(|a, b| a.name.cmp(&b.name));
@@ -35,6 +66,12 @@ impl Vfs for OsVfs {
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        if let Some(parent) = dir.parent().map(held).transpose()?.flatten() {
+            return match beside(dir, |at, name| rustix::fs::mkdirat(at, name, Mode::RWXU)) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+                _ => parent.sync_all(),
+            };
+        }
         let mut missing: Vec<PathBuf> = Vec::new();
         let mut at = dir.to_path_buf();
         while !at.as_os_str().is_empty() && !at.exists() {
@@ -64,13 +101,13 @@ impl Vfs for OsVfs {
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let f = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Arc::new(OsFile(f)))
+        Ok(Arc::new(OsFile(open_at(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?)))
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
         // A pipe of that name must not hold the caller up; for a regular file the flag means nothing.
-        let f = fs::OpenOptions::new().read(true).write(write).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        let f = open_at(path, access | OFlags::NONBLOCK, Mode::empty())?;
         if !f.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
@@ -78,30 +115,25 @@ impl Vfs for OsVfs {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
+        beside(from, |old_dir, old| {
+            beside(to, |new_dir, new| rustix::fs::renameat(old_dir, old, new_dir, new))
+                .map_err(|e| rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO))
+        })
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
+        beside(path, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::empty()))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::File::open(dir)?.sync_all()
+        match held(dir)? {
+            Some(open) => open.sync_all(),
+            None => fs::File::open(dir)?.sync_all(),
+        }
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
-        let f = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        match f.try_lock() {
-            Ok(()) => {
-                // For people: the lock itself is the kernel's and dies with the process.
-                let pid = std::process::id().to_string();
-                f.set_len(0)?;
-                f.write_all_at(pid.as_bytes(), 0)?;
-                Ok(Some(Box::new(f)))
-            }
-            Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(e)) => Err(e),
-        }
+        Ok(held::lock(path)?.map(|lock| Box::new(lock) as _))
     }
 
     fn device(&self, dir: &Path) -> io::Result<u64> {
