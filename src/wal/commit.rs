@@ -16,8 +16,9 @@ use crate::error::Reason;
 use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind};
 use crate::format::record::{RecordHeader, RecordKind, pad_len, put_pad};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::log_limit::LogLimit;
 use crate::types::{LogId, Sequence};
-use crate::vfs::{GroupWriter, SyncMode, Vfs, is_no_space};
+use crate::vfs::{GroupWriter, SyncMode, Vfs, is_no_space, is_out_of_descriptors, is_shortage};
 
 /// The segment that is being written.
 #[derive(Debug)]
@@ -55,34 +56,84 @@ pub struct Activation {
     pub predecessor: Option<DeclaredEnd>,
 }
 
+/// How far an activation has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Begun,
+    /// The header is durable under the temporary name.
+    Synced,
+    /// The final name is there, and not yet durable.
+    Renamed,
+}
+
+/// What stopped an activation.
+#[derive(Debug)]
+enum Stopped {
+    /// For want of descriptors, memory or room: the step has changed nothing and may be tried again.
+    Short(io::Error),
+    /// A sync failed, or something that does not go away: the spare must not be used again.
+    Failed(io::Error),
+}
+
 /// Gives a spare its header and its final name, in the order that makes its predecessor's end durable with it: header and
 /// `tail` (whole groups copied by recovery) under the temporary name, sync, rename, directory sync.
 ///
-/// INVARIANT(activation-order): the predecessor has been synced through its declared end before this is called; no record is
-/// written to the new segment by the committer before this has returned.
+/// INVARIANT(activation-order): the predecessor has been synced through its declared end before this begins; no record is
+/// written to the new segment by the committer before this has ended, and none to the predecessor after it has begun.
+#[derive(Debug)]
+struct Activating {
+    spare: Spare,
+    activation: Activation,
+    stage: Stage,
+}
+
+impl Activating {
+    fn header(&self) -> FileHeader {
+        let a = &self.activation;
+        FileHeader {
+            kind: FileKind::Segment,
+            minor: crate::format::file_header::FORMAT_MINOR,
+            compatible: 0,
+            incompatible: 0,
+            log: a.log,
+            id: a.id,
+            first_sequence: a.first_sequence,
+            salt: a.salt,
+            epoch: a.epoch,
+            file_len: self.spare.len,
+            predecessor: a.predecessor,
+        }
+    }
+
+    /// Goes on from where it stopped; returns the path of the segment once it may be written.
+    fn go_on(&mut self, vfs: &dyn Vfs, dir: &Path, tail: &[u8]) -> Result<PathBuf, Stopped> {
+        let short = |e: io::Error| if is_shortage(&e) || is_no_space(&e) { Stopped::Short(e) } else { Stopped::Failed(e) };
+        let path = files::segment_path(dir, self.activation.id);
+        if self.stage == Stage::Begun {
+            self.spare.file.write_all_at(&[&self.header().encode_file(), tail], 0).map_err(short)?;
+            self.spare.file.sync(SyncMode::Full).map_err(Stopped::Failed)?;
+            self.stage = Stage::Synced;
+        }
+        if self.stage == Stage::Synced {
+            vfs.rename(&self.spare.path, &path).map_err(short)?;
+            self.stage = Stage::Renamed;
+        }
+        // INVARIANT(poison-is-final): a directory that could not be opened was not synced; whatever else a sync says is final.
+        vfs.sync_dir(dir).map_err(|e| if is_out_of_descriptors(&e) { Stopped::Short(e) } else { Stopped::Failed(e) })?;
+        Ok(path)
+    }
+}
+
+/// Activates a spare in one go.
 ///
 /// # Errors
-/// Of the filesystem. After an error the spare must not be used again.
-pub fn activate(vfs: &dyn Vfs, dir: &Path, spare: &Spare, a: &Activation, tail: &[u8]) -> io::Result<PathBuf> {
-    let header = FileHeader {
-        kind: FileKind::Segment,
-        minor: crate::format::file_header::FORMAT_MINOR,
-        compatible: 0,
-        incompatible: 0,
-        log: a.log,
-        id: a.id,
-        first_sequence: a.first_sequence,
-        salt: a.salt,
-        epoch: a.epoch,
-        file_len: spare.len,
-        predecessor: a.predecessor,
-    };
-    spare.file.write_all_at(&[&header.encode_file(), tail], 0)?;
-    spare.file.sync(SyncMode::Full)?;
-    let path = files::segment_path(dir, a.id);
-    vfs.rename(&spare.path, &path)?;
-    vfs.sync_dir(dir)?;
-    Ok(path)
+/// Writing, syncing or renaming failed. After an error the spare must not be used again.
+pub fn activate(vfs: &dyn Vfs, dir: &Path, spare: &Spare, activation: &Activation, tail: &[u8]) -> io::Result<PathBuf> {
+    let spare = Spare { path: spare.path.clone(), file: Arc::clone(&spare.file), len: spare.len };
+    let mut activating = Activating { spare, activation: *activation, stage: Stage::Begun };
+    activating.go_on(vfs, dir, tail).map_err(|stopped| match stopped {
+        Stopped::Short(e) | Stopped::Failed(e) => e,
+    })
 }
 
 /// What a step did.
@@ -106,6 +157,11 @@ pub struct Committer {
     epoch: u64,
     next_sequence: Sequence,
     pad: Vec<u8>,
+    /// A rotation that waits for descriptors, memory or room.
+    rotating: Option<Activating>,
+    /// What it waits for, as it was reported.
+    waits_for: Option<String>,
+    shortages: LogLimit,
 }
 
 impl Committer {
@@ -115,7 +171,18 @@ impl Committer {
             s.active = Some(active.info());
             shared.recount(&s);
         }
-        Self { shared, vfs, prealloc, active, epoch, next_sequence: next, pad: Vec::with_capacity(2 * BLOCK) }
+        Self {
+            shared,
+            vfs,
+            prealloc,
+            active,
+            epoch,
+            next_sequence: next,
+            pad: Vec::with_capacity(2 * BLOCK),
+            rotating: None,
+            waits_for: None,
+            shortages: LogLimit::new(),
+        }
     }
 
     /// Runs until closed or poisoned.
@@ -167,6 +234,15 @@ impl Committer {
         if self.shared.is_poisoned() {
             self.refuse_all(AppendError::NotStored(Reason::Poisoned));
             return Step::Done;
+        }
+        if let Some(activating) = self.rotating.take() {
+            let step = self.activate_next(activating);
+            // What has not begun to rotate when everything is committed is the next start's.
+            let over = step == Step::Blocked && {
+                let q = lock(&self.shared.queue);
+                q.closed && q.is_empty()
+            };
+            return if over { Step::Done } else { step };
         }
         let (items, too_large, seal, closed) = {
             let mut q = lock(&self.shared.queue);
@@ -303,16 +379,17 @@ impl Committer {
     fn write_failed(&mut self, items: Vec<Item>, e: io::Error) -> Step {
         self.active.failed = true;
         self.shared.set_last_error(format!("{}: write at offset {}: {e}", self.active.path.display(), self.active.end));
-        if !is_no_space(&e) {
+        if !is_no_space(&e) && !is_shortage(&e) {
             self.shared.poison(format!("{}: write at offset {}: {e}", self.active.path.display(), self.active.end));
             for i in items {
                 i.finish(Err(AppendError::UnknownOutcome));
             }
             return Step::Done;
         }
-        tracing::warn!(segment = self.active.id, offset = self.active.end, error = %e, "write failed for want of room: giving up this segment");
+        tracing::warn!(segment = self.active.id, offset = self.active.end, error = %e, "write failed for want of room or memory: abandoning this segment");
         let moved = self.rotate(0) == Step::Worked;
-        let outcome = if moved { AppendError::NotStored(Reason::DiskFull) } else { AppendError::UnknownOutcome };
+        let reason = if is_no_space(&e) { Reason::DiskFull } else { Reason::NotStored };
+        let outcome = if moved { AppendError::NotStored(reason) } else { AppendError::UnknownOutcome };
         for i in items {
             i.finish(Err(outcome));
         }
@@ -389,23 +466,44 @@ impl Committer {
             first_sequence: self.next_sequence,
             predecessor: Some(DeclaredEnd { id: self.active.id, salt: self.active.salt, end: self.active.end, last_sequence: last }),
         };
-        let opened = activate(&*self.vfs, &self.shared.settings.directory, &spare, &activation, &[])
-            .and_then(|path| Ok((path, Arc::clone(&spare.file).appender(self.shared.settings.engine, self.shared.settings.sync)?)));
+        self.activate_next(Activating { spare, activation, stage: Stage::Begun })
+    }
+
+    /// Carries a rotation on. A shortage is back-pressure: nothing is written until it is over.
+    fn activate_next(&mut self, mut activating: Activating) -> Step {
+        let settings = &self.shared.settings;
+        // The mapping first: once the new segment has its name there is no way back.
+        let writer = Arc::clone(&activating.spare.file)
+            .appender(settings.engine, settings.sync)
+            .map_err(|e| if is_shortage(&e) { Stopped::Short(e) } else { Stopped::Failed(e) });
+        let opened = writer.and_then(|w| Ok((activating.go_on(&*self.vfs, &settings.directory, &[])?, w)));
+        let Activation { id, salt, first_sequence, .. } = activating.activation;
         let (path, writer) = match opened {
             Ok(x) => x,
-            Err(e) => {
-                // Also for want of room: blocks that were promised are not there (copy-on-write, quota). The half-made file has no final
-                // name or, if it has, no records: recovery knows what to do with either, this process does not go on.
-                self.shared.poison(format!("{}: activation of segment {}: {e}", spare.path.display(), activation.id));
+            Err(Stopped::Short(e)) => {
+                self.rotation_waits(id, &e);
+                self.rotating = Some(activating);
+                return Step::Blocked;
+            }
+            Err(Stopped::Failed(e)) => {
+                // The half-made file has no final name or, if it has, no records: recovery knows what to do with either, this process
+                // does not go on.
+                self.shared.poison(format!("{}: activation of segment {id}: {e}", activating.spare.path.display()));
                 return Step::Done;
             }
         };
+        if let Some(why) = self.waits_for.take()
+            && self.shared.last_error() == Some(why)
+        {
+            self.shared.clear_last_error();
+        }
+        let last = self.next_sequence - 1;
         let next = Active {
-            id: activation.id,
-            salt: activation.salt,
+            id,
+            salt,
             path,
-            file_len: spare.len,
-            first_sequence: self.next_sequence,
+            file_len: activating.spare.len,
+            first_sequence,
             end: FILE_HEADER_BYTES as u64,
             writer,
             oldest: None,
@@ -433,8 +531,18 @@ impl Committer {
         self.shared.advance(|w| w.sealed = last);
         self.shared.set_blocked(Blocked::No);
         self.shared.metrics.wal_rotations_total.increment(1);
-        tracing::debug!(segment = activation.id, sequence = activation.first_sequence, "segment activated");
+        tracing::debug!(segment = id, sequence = first_sequence, "segment activated");
         Step::Worked
+    }
+
+    fn rotation_waits(&mut self, id: u64, e: &io::Error) {
+        self.shared.set_blocked(if is_no_space(e) { Blocked::DiskFull } else { Blocked::Preparing });
+        let why = format!("segment {id} cannot be activated yet: {e}");
+        self.shared.set_last_error(why.clone());
+        self.waits_for = Some(why);
+        if let Some(suppressed) = self.shortages.pass(self.shared.clock.monotonic()) {
+            tracing::warn!(segment = id, error = %e, suppressed, "a segment cannot be activated yet: trying again, writes wait");
+        }
     }
 }
 

@@ -13,6 +13,8 @@ mod decision;
 mod errors;
 #[path = "fault_tests.rs"]
 mod faults;
+#[path = "shortage_tests.rs"]
+mod shortage;
 
 #[test]
 fn what_was_acknowledged_is_there_after_reopening_and_sequences_go_on() {
