@@ -15,7 +15,9 @@ use crate::http::engine::WriteSettings;
 use crate::limits::BLOCK;
 use crate::metrics::Metrics;
 use crate::node::NodeSettings;
-use crate::sink::object::{AzureSettings, Driver, Endpoint, GcsSettings, ObjectSettings, Remote, S3Settings, Verify};
+use crate::sink::object::{
+    AzureSettings, CreateOnly, Driver, Endpoint, GcsSettings, ObjectSettings, RACE_KEYS, Remote, S3Settings, Verify,
+};
 use crate::sink::{LocalSink, ObjectSink, Sink};
 use crate::types::LogId;
 use crate::vfs::{Engine as IoEngine, SyncMode};
@@ -51,6 +53,11 @@ pub fn open_sink(config: &Config, log: LogId, metrics: &Arc<Metrics>, clock: &Sh
             config::Verify::Head => Verify::Head,
             config::Verify::Read => Verify::Read,
         },
+        create_only: match s.create_only {
+            config::CreateOnly::Probe => CreateOnly::Probe,
+            config::CreateOnly::Trust => CreateOnly::Trust,
+        },
+        race_keys: RACE_KEYS,
     };
     let driver = Driver::threads().map_err(|e| format!("starting the threads of the store: {e}"))?;
     Ok(Arc::new(ObjectSink::new(remote, object, log, driver, Arc::clone(metrics), clock.clone())))

@@ -29,7 +29,7 @@ use crate::format::payload::{PayloadView, encode};
 use crate::idempotency::Keys;
 use crate::metrics::{Metrics, StoreOp};
 use crate::sink::object::sim_s3::{SimS3, WireFault, WireOp};
-use crate::sink::object::{Driver, Endpoint, ObjectSettings, Remote, S3Settings, Verify};
+use crate::sink::object::{CreateOnly, Driver, Endpoint, ObjectSettings, Remote, S3Settings, Verify};
 use crate::sink::sim::{Call, Fault, Op};
 use crate::sink::{ObjectSink, SimStore, Sink};
 use crate::types::{LogId, Sequence};
@@ -156,8 +156,16 @@ impl Wire {
         };
         let timeout = Duration::from_secs(30);
         let remote = Remote::s3(&s3, &Endpoint { timeout, connector: Some(Arc::new(self.s3.clone())) }).unwrap();
-        let settings =
-            ObjectSettings { prefix: String::new(), part_size: self.part_size, parts_in_flight: 2, puts: 1, timeout, verify: Verify::Head };
+        let settings = ObjectSettings {
+            prefix: String::new(),
+            part_size: self.part_size,
+            parts_in_flight: 2,
+            puts: 1,
+            timeout,
+            verify: Verify::Head,
+            create_only: CreateOnly::Probe,
+            race_keys: 1,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         ObjectSink::new(remote, settings, log, Driver::here(runtime), Metrics::new(), clock)
     }

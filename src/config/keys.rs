@@ -168,6 +168,13 @@ words! {
         /// All of its bytes.
         Read = "read",
     }
+    /// `storage.create_only`: whether a store is tried for create-only puts.
+    CreateOnly {
+        /// It is, and one that lets two writers of a name win is refused.
+        Probe = "probe",
+        /// What is seen is only logged.
+        Trust = "trust",
+    }
     /// `storage.layout`: the directories of a partition.
     Layout {
         /// `date=YYYY-MM-DD/hour=HH`.
@@ -362,6 +369,9 @@ schema! {
         puts: Int<usize, 1, 256> = 8;
         /// After each put: "head" looks whether the object is there with its length, "read" reads it back and compares.
         verify: OneOf<Verify> = Verify::Head;
+        /// "probe" refuses an object store that lets two of several racing creates of one name win; "trust" uses it all the same, which
+        /// is safe only while a single process writes to it.
+        create_only: OneOf<CreateOnly> = CreateOnly::Probe;
     }
     /// From the log to Parquet.
     compaction: CompactionConfig {

@@ -440,11 +440,12 @@ mod tests {
             ("compaction.max_outputs", "4096"),
             ("compaction.max_rows", "1073741824"),
             ("compaction.workers", "0"),
+            ("storage.create_only", "probe"),
         ] {
             let i = find(path).unwrap_or_else(|| panic!("{path} is missing"));
             assert_eq!((KEYS[i].show)(&c), value, "{path}");
         }
-        assert_eq!(KEYS.len(), 74);
+        assert_eq!(KEYS.len(), 75);
     }
 
     #[test]

@@ -9,8 +9,8 @@ pub mod value;
 mod load;
 
 pub use keys::{
-    AuthConfig, Backend, CompactionConfig, Compression, Config, IngestConfig, KEYS, Key, Layout, LogConfig, LogFormat, LogLevel, Nested,
-    OnDamage, SECTIONS, ServerConfig, StorageConfig, SyncMode, Verify, WalConfig, WalIo, reference,
+    AuthConfig, Backend, CompactionConfig, Compression, Config, CreateOnly, IngestConfig, KEYS, Key, Layout, LogConfig, LogFormat,
+    LogLevel, Nested, OnDamage, SECTIONS, ServerConfig, StorageConfig, SyncMode, Verify, WalConfig, WalIo, reference,
 };
 pub use load::is_loopback;
 pub use value::{Secret, Word};

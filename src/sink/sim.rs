@@ -182,7 +182,7 @@ impl SimStore {
             witness(self, name, &bytes);
         }
         let mut s = self.state();
-        if s.objects.insert(name.to_owned(), bytes).is_some() && !name.contains("/probe-") {
+        if s.objects.insert(name.to_owned(), bytes).is_some() && !name.contains("/probe-") && !name.contains("/race-") {
             s.replaced.push(name.to_owned());
         }
     }

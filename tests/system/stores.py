@@ -259,6 +259,10 @@ class Moto(S3Store):
         ).start()
         self.child.wait_port(self.port, 60)
 
+    def settings(self, bucket, port=None, prefix=""):
+        # Racing creates have two winners here for about 1 name in 100, so that the probe refuses it by chance.
+        return {**super().settings(bucket, port, prefix), "storage.create_only": "trust"}
+
     def freeze(self):
         self.child.freeze()
 
@@ -286,7 +290,7 @@ class GcsStandIn(Moto):
     def settings(self, bucket, port=None, prefix=""):
         if port is None:
             raise Problem("the stand-in for GCS needs the proxy in front of it")
-        out = {"storage.backend": "gcs", "storage.gcs_bucket": bucket, "storage.gcs_endpoint": f"http://127.0.0.1:{port}", "storage.gcs_service_account_file": self.key_file}
+        out = {"storage.backend": "gcs", "storage.gcs_bucket": bucket, "storage.gcs_endpoint": f"http://127.0.0.1:{port}", "storage.gcs_service_account_file": self.key_file, "storage.create_only": "trust"}
         if prefix:
             out["storage.gcs_prefix"] = prefix
         return out

@@ -85,6 +85,9 @@ struct State {
     by_op: BTreeMap<&'static str, u64>,
     overwrites_puts: bool,
     overwrites_completions: bool,
+    /// Every so many puts that a name refuses, one replaces what is there.
+    leaks_every: Option<u64>,
+    refused_puts: u64,
 }
 
 struct Inner {
@@ -153,6 +156,11 @@ impl SimS3 {
         (s.overwrites_puts, s.overwrites_completions) = (puts, completions);
     }
 
+    /// A store that checks for a name and writes afterwards: one in `every` puts that it should refuse replaces the object.
+    pub fn set_leaks(&self, every: u64) {
+        self.state().leaks_every = Some(every);
+    }
+
     /// Uploads that are neither completed nor aborted, by key.
     pub fn uploads(&self) -> Vec<String> {
         self.state().uploads.values().map(|u| u.key.clone()).collect()
@@ -192,7 +200,10 @@ impl SimS3 {
         match w.op {
             StoreOp::Put => {
                 if w.create_only && !s.overwrites_puts && objects.get(&w.key).is_some() {
-                    return answer(412, "PreconditionFailed");
+                    s.refused_puts += 1;
+                    if s.leaks_every.is_none_or(|n| !s.refused_puts.is_multiple_of(n)) {
+                        return answer(412, "PreconditionFailed");
+                    }
                 }
                 objects.appear(&w.key, w.body.as_ref().into());
                 tagged(&w.body)

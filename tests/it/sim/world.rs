@@ -20,7 +20,7 @@ use arc_ingest::http::{Backend, Dialect, LineRequest, RequestId, WriteRequest};
 use arc_ingest::metrics::Metrics;
 use arc_ingest::node::{self, LeftBehind, Node, NodeError, NodeSettings};
 use arc_ingest::sink::object::sim_s3::SimS3;
-use arc_ingest::sink::object::{Driver, Endpoint, ObjectSettings, Remote, S3Settings, Verify};
+use arc_ingest::sink::object::{CreateOnly, Driver, Endpoint, ObjectSettings, Remote, S3Settings, Verify};
 use arc_ingest::sink::sim::SimStore;
 use arc_ingest::sink::{ObjectSink, Sink};
 use arc_ingest::types::LogId;
@@ -314,7 +314,16 @@ impl World {
         let timeout = Duration::from_secs(30);
         let remote = Remote::s3(&settings, &Endpoint { timeout, connector: Some(Arc::new(s3.clone())) }).unwrap();
         let (prefix, part_size) = (String::new(), *part_size);
-        let settings = ObjectSettings { prefix, part_size, parts_in_flight: 2, puts: 1, timeout, verify: Verify::Head };
+        let settings = ObjectSettings {
+            prefix,
+            part_size,
+            parts_in_flight: 2,
+            puts: 1,
+            timeout,
+            verify: Verify::Head,
+            create_only: CreateOnly::Probe,
+            race_keys: 1,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         Arc::new(ObjectSink::new(remote, settings, log, Driver::apart(runtime), Arc::clone(metrics), clock.clone()))
     }
