@@ -260,7 +260,7 @@ class Moto(S3Store):
         self.child.wait_port(self.port, 60)
 
     def settings(self, bucket, port=None, prefix=""):
-        # Racing creates have two winners here for about 1 name in 100, so that the probe refuses it by chance.
+        # Racing creates sometimes have two winners here, so that the probe refuses it by chance.
         return {**super().settings(bucket, port, prefix), "storage.create_only": "trust"}
 
     def freeze(self):
