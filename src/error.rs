@@ -21,6 +21,8 @@ pub enum Reason {
     Shutdown,
     /// `compaction.paused` is set and the request needs the compactor.
     Paused,
+    /// Rows that the request waits for are in a file that cannot be read.
+    Damaged,
 }
 
 impl Reason {
@@ -34,6 +36,7 @@ impl Reason {
             Self::Recovering => "recovering",
             Self::Shutdown => "shutdown",
             Self::Paused => "paused",
+            Self::Damaged => "damaged",
         }
     }
 
@@ -47,7 +50,7 @@ impl Reason {
             Self::Recovering | Self::Shutdown => 3,
             Self::Backlog => 10,
             Self::DiskFull => 15,
-            Self::Poisoned | Self::Paused => 30,
+            Self::Poisoned | Self::Paused | Self::Damaged => 30,
         }
     }
 }

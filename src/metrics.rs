@@ -164,6 +164,7 @@ label! {
         Recovering = "recovering",
         Shutdown = "shutdown",
         Paused = "paused",
+        Damaged = "damaged",
         Internal = "internal",
         NotFound = "not_found",
         MethodNotAllowed = "method_not_allowed",

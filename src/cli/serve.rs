@@ -252,6 +252,7 @@ async fn shut_down(
         // A second is kept for the end.
         match m.control.flush(left.saturating_sub(Duration::from_secs(1)).max(Duration::from_millis(100))).await {
             Shipped::Done { files, rows, .. } => tracing::info!(files, rows, "everything acknowledged is in Parquet"),
+            Shipped::Lost(why) => tracing::warn!(error = %why, "everything else is in Parquet"),
             Shipped::TimedOut { through, target } => {
                 tracing::info!(through, target, "the deadline is near: the log keeps the rest for the next start")
             }

@@ -85,19 +85,25 @@ pub(super) struct Stop {
     pub(super) lasting: bool,
     /// It was built, its intent is recorded, and an object of somebody else has its name.
     pub(super) foreign: bool,
+    /// Its side segment cannot be read.
+    pub(super) lost: bool,
 }
 
 impl Stop {
     pub(super) fn passing(why: String) -> Self {
-        Self { why, lasting: false, foreign: false }
+        Self { why, lasting: false, foreign: false, lost: false }
     }
 
     pub(super) fn lasting(why: String) -> Self {
-        Self { why, lasting: true, foreign: false }
+        Self { why, lasting: true, foreign: false, lost: false }
     }
 
     pub(super) fn foreign(why: String) -> Self {
-        Self { why, lasting: true, foreign: true }
+        Self { why, lasting: true, foreign: true, lost: false }
+    }
+
+    pub(super) fn lost(why: String) -> Self {
+        Self { why, lasting: true, foreign: false, lost: true }
     }
 }
 

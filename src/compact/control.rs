@@ -1,6 +1,6 @@
 //! What requests ask of the compactor and what it tells them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -12,10 +12,19 @@ use crate::wal::Shared;
 use crate::wal::shared::lock;
 
 /// How a wait for shipping ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Shipped {
-    Done { files: u64, rows: u64, through: Sequence },
-    TimedOut { through: Sequence, target: Sequence },
+    Done {
+        files: u64,
+        rows: u64,
+        through: Sequence,
+    },
+    TimedOut {
+        through: Sequence,
+        target: Sequence,
+    },
+    /// Everything else is shipped, and what waits cannot be read: waiting longer changes nothing.
+    Lost(String),
 }
 
 /// Outputs that wait in side segments.
@@ -25,6 +34,10 @@ pub struct Deferred {
     pub bytes: u64,
     /// Those that need somebody: the last attempt met what will not go away by itself, or several have failed while the store answered.
     pub stuck: u64,
+    /// Side segments that cannot be read, and why: nothing brings their rows back by itself.
+    pub lost: BTreeMap<String, String>,
+    /// Side segments that no entry of the manifest names.
+    pub strays: Vec<String>,
     /// The lowest sequence among them.
     pub from: Option<Sequence>,
     /// Tables (database, table) that have too much there: only their writes are refused.
@@ -46,7 +59,8 @@ pub struct Control {
     deferred: Mutex<Deferred>,
     damage: Mutex<Vec<Entry>>,
     any_refused: AtomicBool,
-    hurry: AtomicBool,
+    /// Flushes that have begun; the last one that the compactor has heard of; the last one after which it has looked at what waits.
+    flushes: [AtomicU64; 3],
     forked: Mutex<Option<String>>,
     barred: Mutex<Option<String>>,
     signal: (Mutex<bool>, Condvar),
@@ -67,7 +81,7 @@ impl Control {
             deferred: Mutex::default(),
             damage: Mutex::default(),
             any_refused: AtomicBool::new(false),
-            hurry: AtomicBool::new(false),
+            flushes: Default::default(),
             forked: Mutex::default(),
             barred: Mutex::default(),
             signal: (Mutex::new(false), Condvar::new()),
@@ -207,14 +221,34 @@ impl Control {
         lock(&self.barred).clone()
     }
 
-    /// Whether a flush has begun since this was asked last.
-    pub(super) fn take_hurry(&self) -> bool {
-        self.hurry.swap(false, Ordering::Relaxed)
+    /// The number of the newest flush, if it has begun since this was asked last.
+    pub(super) fn take_hurry(&self) -> Option<u64> {
+        let [begun, heard, _] = &self.flushes;
+        let newest = begun.load(Ordering::Acquire);
+        (heard.swap(newest, Ordering::Relaxed) < newest).then_some(newest)
+    }
+
+    /// What waits has been tried since flush `number` began.
+    pub(super) fn looked(&self, number: u64) {
+        self.flushes[2].fetch_max(number, Ordering::AcqRel);
+    }
+
+    /// Why the rest of flush `number` will not be shipped, whatever it waits for.
+    fn lost(&self, number: u64, target: Sequence) -> Option<String> {
+        if self.flushes[2].load(Ordering::Acquire) < number || self.shared.watermarks().shipped < target {
+            return None;
+        }
+        let d = lock(&self.deferred);
+        let all = d.outputs == d.lost.len() as u64;
+        d.lost.values().next().filter(|_| all).map(|why| match d.lost.len() {
+            1 => why.clone(),
+            n => format!("{n} side segments cannot be read; the first: {why}"),
+        })
     }
 
     /// Ships what is durable now and waits for it, at most `timeout`; outputs that wait are tried at once. A flush joins one that is running.
     pub async fn flush(&self, timeout: Duration) -> Shipped {
-        self.hurry.store(true, Ordering::Relaxed);
+        let number = self.flushes[0].fetch_add(1, Ordering::AcqRel) + 1;
         let target = self.shared.watermarks().durable;
         let (files, rows) = (self.files.load(Ordering::Relaxed), self.rows.load(Ordering::Relaxed));
         self.request(target);
@@ -228,6 +262,9 @@ impl Control {
             if through >= target {
                 let since = |c: &AtomicU64, before| c.load(Ordering::Relaxed).saturating_sub(before);
                 return Shipped::Done { files: since(&self.files, files), rows: since(&self.rows, rows), through };
+            }
+            if let Some(why) = self.lost(number, target) {
+                return Shipped::Lost(why);
             }
             tokio::select! {
                 biased;

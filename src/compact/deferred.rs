@@ -3,31 +3,55 @@
 //! INVARIANT(deferred-is-durable): a plan counts an output as deferred only after a side segment with all its records, under their own sequences,
 //! has been synced with its name, and a manifest record says so. The side segment goes only after the output's commit.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
 use super::SliceRef;
 use super::builder::{Stop, Trouble};
-use super::control::Deferred;
 use super::plan::{Mapped, Slices};
 use super::worker::{Compactor, Current, FEW, Failing};
 use crate::format::file_header::{FORMAT_MINOR, FileHeader, FileKind};
 use crate::format::manifest::{Entry, Plan};
-use crate::format::payload::PayloadView;
-use crate::format::record::{RecordHeader, RecordKind, record_len};
-use crate::format::scan::{Finding, Found, Label, Scanner};
+use crate::format::payload::{PayloadView, one_table};
+use crate::format::record::{RecordHeader, record_len};
+use crate::format::scan::{Finding, Label};
 use crate::limits::{FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use crate::vfs::{Mapping, SyncMode, is_no_space};
 use crate::wal::aside::{damage_entry, keep_bytes};
 use crate::wal::files;
-use crate::wal::reader::{FileBytes, read_file, read_header, salt_without_header};
+use crate::wal::side::read_side;
 
 /// Header and payload of a record whose CRCs are right.
 fn parts(record: &[u8]) -> Option<(RecordHeader, &[u8])> {
     let (h, payload) = record.split_at_checked(RECORD_HEADER_BYTES)?;
     let h = RecordHeader::parse(h)?;
     (crc32fast::hash(payload) == h.payload_crc).then_some((h, payload))
+}
+
+/// What a side segment needs of a record: the directory of a payload with the slice's table alone, and that table's body. A request of many
+/// tables, all of which wait, would stand there many times otherwise.
+fn narrow<'a>(payload: &'a [u8], s: &SliceRef) -> (Vec<u8>, &'a [u8]) {
+    let one = PayloadView::parse(payload).and_then(|p| one_table(&p, s.table as usize));
+    // What cannot be parsed goes as it stands: the build will say why.
+    one.unwrap_or((Vec::new(), payload))
+}
+
+/// Bytes of a side segment with these records.
+fn side_len(list: &[SliceRef], mapped: &Mapped) -> u64 {
+    let record = |s: &SliceRef| {
+        let (directory, body) =
+            narrow(mapped.record(s.segment as usize, s.offset, s.len).get(RECORD_HEADER_BYTES..).unwrap_or_default(), s);
+        record_len(directory.len() + body.len()) as u64
+    };
+    FILE_HEADER_BYTES as u64 + list.iter().map(record).sum::<u64>()
+}
+
+impl Slices {
+    /// Bytes that the side segment of output `n` would take.
+    pub(super) fn side_len(&self, n: u32) -> u64 {
+        self.outputs.get(n as usize).map_or(0, |list| side_len(list, &self.mapped))
+    }
 }
 
 fn is_whole(mapped: &Mapped, s: &SliceRef) -> bool {
@@ -62,7 +86,7 @@ impl Attempts {
         self.last = Some(stop);
     }
 
-    fn is_stuck(&self) -> bool {
+    pub(super) fn is_stuck(&self) -> bool {
         self.failed >= FEW || self.last.as_ref().is_some_and(|s| s.lasting)
     }
 }
@@ -70,7 +94,7 @@ impl Attempts {
 impl Compactor {
     /// Whether what waits behind a stopped output takes more than a quarter of the log.
     pub(super) fn pins_too_much(&self) -> bool {
-        self.shared.backlog().0 > self.shared.settings.max_size / 4
+        self.shared.backlog().0.saturating_sub(self.shared.side_bytes()) > self.shared.settings.max_size / 4
     }
 
     /// Committed, or its records are in a side segment.
@@ -78,10 +102,15 @@ impl Compactor {
         self.is_committed(plan, n) || self.manifest.state.deferred.contains_key(&(plan.plan, n))
     }
 
-    /// Moves the records of these outputs aside, which failed for these reasons.
-    pub(super) fn defer(&mut self, c: &Current, outputs: &BTreeMap<u32, Stop>) -> Result<(), Trouble> {
+    /// Moves the records of these outputs aside, which failed for these reasons; false when `wal.max_size` leaves no room for them.
+    pub(super) fn defer(&mut self, c: &Current, outputs: &BTreeMap<u32, Stop>) -> Result<bool, Trouble> {
         if outputs.is_empty() {
-            return Ok(());
+            return Ok(true);
+        }
+        if let Some(why) = self.no_room_aside(&c.plan, outputs.keys().map(|n| c.slices.side_len(*n)).sum()) {
+            self.trouble(&why);
+            self.control.set_barred(Some(why));
+            return Ok(false);
         }
         let dir = self.shared.settings.directory.join(files::SIDE);
         let mut entries = Vec::new();
@@ -104,7 +133,7 @@ impl Compactor {
             a.fail(stop.clone(), now);
         }
         self.count_deferred();
-        Ok(())
+        Ok(true)
     }
 
     /// Keeps the bytes of records that have gone bad, as far as they can be read; what the manifest is to say of them.
@@ -133,9 +162,8 @@ impl Compactor {
         let name = files::deferred_name(plan.plan, n);
         let tmp = dir.join(format!("{name}.tmp"));
         let _ = self.vfs.remove(&tmp);
-        let data: u64 = list.iter().map(|s| record_len(s.len as usize) as u64).sum();
         // Not rounded: whatever is not a record is damage.
-        let len = FILE_HEADER_BYTES as u64 + data;
+        let len = side_len(list, mapped);
         let salt = self.shared.clock.random_u64();
         let header = FileHeader {
             kind: FileKind::Segment,
@@ -160,8 +188,13 @@ impl Compactor {
                 let Some((old, payload)) = parts(record) else {
                     return Err(io::Error::other(format!("the record of sequence {} has gone bad since it was planned", s.sequence)));
                 };
-                let h = RecordHeader { salt, offset: at, durable_floor: s.sequence, ..old };
-                f.write_all_at(&[&h.encode(), payload], at)?;
+                let (directory, body) = narrow(payload, s);
+                let mut crc = crc32fast::Hasher::new();
+                crc.update(&directory);
+                crc.update(body);
+                let payload_len = (directory.len() + body.len()) as u32;
+                let h = RecordHeader { salt, offset: at, durable_floor: s.sequence, payload_len, payload_crc: crc.finalize(), ..old };
+                f.write_all_at(&[&h.encode(), &directory, body], at)?;
                 at += h.record_len() as u64;
             }
             f.sync(SyncMode::Full)?;
@@ -186,7 +219,8 @@ impl Compactor {
         if self.manifest.state.deferred.is_empty() || self.control.is_paused() || self.deferred_due.is_some_and(|d| now < d) {
             return Ok(false);
         }
-        if self.control.take_hurry() {
+        let asked = self.control.take_hurry();
+        if asked.is_some() {
             // Who asks may have mended what they wait for.
             self.attempts.values_mut().for_each(|a| a.due = Duration::ZERO);
         }
@@ -207,6 +241,9 @@ impl Compactor {
         let tried = self.retry_each(list.into_iter().map(|(_, key)| key), now);
         if tried.is_err() {
             self.deferred_due = Some(self.shared.clock.monotonic() + RETRY);
+        }
+        if let Some(flush) = asked {
+            self.control.looked(flush);
         }
         self.count_deferred();
         if matches!(tried, Ok(true)) {
@@ -250,8 +287,12 @@ impl Compactor {
         let (slices, lost) = match self.side_slices(&plan, n, &path) {
             Ok(read) => read,
             Err(e) => {
-                let expected = "expected the side segment with its records";
-                return Ok(Some(Stop::passing(format!("{}: {expected}, which cannot be read: {e}; put the file back", path.display()))));
+                let name = files::deferred_name(k, n);
+                return Ok(Some(Stop::lost(format!(
+                    "{}: expected the side segment with its records, which cannot be read: {e}; put the file back, or stop the server and \
+                     give its rows up with \"arc wal deferred give-up {name}\"",
+                    path.display()
+                ))));
             }
         };
         self.record_lost(lost)?;
@@ -291,44 +332,25 @@ impl Compactor {
     fn side_slices(&self, plan: &Plan, n: u32, path: &std::path::Path) -> io::Result<(Slices, Vec<Entry>)> {
         let o = plan.outputs.get(n as usize).ok_or_else(|| io::Error::other("the plan has no such output"))?;
         let schema = plan.schemas.get(o.schema as usize).ok_or_else(|| io::Error::other("the plan has no such schema"))?;
-        let (len, header) = read_header(&*self.vfs, path, FileKind::Segment)?;
-        // Not mapped: a block that cannot be read must not end the process.
-        let mut bytes = FileBytes::default();
-        read_file(&*self.vfs.open(path, false)?, &mut bytes)?;
-        let salt = header.as_ref().map_or_else(|_| salt_without_header(&bytes).unwrap_or(0), |(h, _)| h.salt);
-        let map = Mapping::Memory(bytes.bytes.into());
-        let mut list = Vec::new();
+        let side = read_side(&*self.vfs, path)?;
         let mut lost = Vec::new();
-        let mut lose = |from: u64, to: u64, expected: String, found: String| {
-            tracing::error!(side = %path.display(), offset = from, expected, found, "damage in a side segment");
+        for b in &side.bad {
+            tracing::error!(side = %path.display(), offset = b.from, expected = b.expected, found = b.found, "damage in a side segment");
             lost.push(Entry::Damage {
                 segment: 0,
-                from,
-                to,
+                from: b.from,
+                to: b.to,
                 label: format!("damaged_side {}", files::deferred_name(plan.plan, n)),
                 first_missing: o.first_sequence,
                 last_missing: o.last_sequence,
             });
-            let x = Finding { label: Label::Damaged, from, to, missing: None, expected, found };
-            keep_bytes(&*self.vfs, &self.shared.settings.directory, path, len, salt, &x)
-        };
-        match header {
-            Ok((h, _)) if len < h.file_len => lose(len, h.file_len, format!("{} bytes", h.file_len), format!("{len}: it was cut short"))?,
-            Ok(_) => {}
-            Err([a, b]) => lose(0, FILE_HEADER_BYTES as u64, "a segment header".into(), format!("{a}; second copy: {b}"))?,
+            let (expected, found) = (b.expected.clone(), b.found.clone());
+            let x = Finding { label: Label::Damaged, from: b.from, to: b.to, missing: None, expected, found };
+            keep_bytes(&*self.vfs, &self.shared.settings.directory, path, side.bytes.len() as u64, side.salt, &x)?;
         }
-        for found in Scanner::new(&map, salt, FILE_HEADER_BYTES as u64, len) {
-            let r = match found {
-                Found::Record(r) => r,
-                Found::Bad { from, to, why } => {
-                    lose(from, to, why.expected(), why.found())?;
-                    continue;
-                }
-            };
-            if r.kind != RecordKind::Write {
-                continue;
-            }
-            let p = PayloadView::parse(Scanner::payload(&map, &r)).map_err(|e| io::Error::other(e.to_string()))?;
+        let mut list = Vec::new();
+        for r in &side.records {
+            let p = PayloadView::parse(side.payload(r)).map_err(|e| io::Error::other(e.to_string()))?;
             for (i, t) in p.index.tables.iter().enumerate().filter(|(_, t)| *t.table == *schema.table) {
                 if let Some((_, rows)) = t.hours.iter().find(|(h, _)| *h == o.hour) {
                     let offset = r.offset + RECORD_HEADER_BYTES as u64;
@@ -340,34 +362,7 @@ impl Compactor {
         if let Some(x) = outputs.get_mut(n as usize) {
             *x = list;
         }
+        let map = Mapping::Memory(side.bytes.into());
         Ok((Slices { mapped: Mapped::single(map), outputs, findings: Vec::new(), unparsable: Vec::new() }, lost))
-    }
-
-    /// Tells requests which tables have too much waiting, and removes side segments that nothing names any more.
-    pub(super) fn count_deferred(&mut self) {
-        let dir = self.shared.settings.directory.join(files::SIDE);
-        let state = &self.manifest.state;
-        self.attempts.retain(|key, _| state.deferred.contains_key(key));
-        for e in self.vfs.list(&dir).unwrap_or_default() {
-            if files::parse_deferred(&e.name).is_some_and(|k| !state.deferred.contains_key(&k)) || e.name.ends_with(".wal.tmp") {
-                let _ = self.vfs.remove(&dir.join(&e.name));
-            }
-        }
-        let limit = self.shared.settings.max_size / 4;
-        let mut by_table: HashMap<(String, String), u64> = HashMap::new();
-        let mut d = Deferred::default();
-        for ((k, n), bytes) in &state.deferred {
-            let Some(p) = state.plans.get(k) else { continue };
-            let Some(o) = p.plan.outputs.get(*n as usize) else { continue };
-            d.outputs += 1;
-            d.bytes += bytes;
-            d.stuck += u64::from(self.attempts.get(&(*k, *n)).is_some_and(Attempts::is_stuck));
-            d.from = Some(d.from.map_or(o.first_sequence, |f| f.min(o.first_sequence)));
-            if let Some(s) = p.plan.schemas.get(o.schema as usize) {
-                *by_table.entry((s.database.clone(), s.table.clone())).or_default() += bytes;
-            }
-        }
-        d.refused = by_table.into_iter().filter(|(_, b)| *b > limit).map(|(t, _)| t).collect::<HashSet<_>>();
-        self.control.set_deferred(d);
     }
 }

@@ -13,6 +13,7 @@ pub mod parquet;
 pub mod plan;
 pub mod quarantine;
 mod release;
+mod side;
 mod slices;
 mod strings;
 pub mod worker;

@@ -314,3 +314,111 @@ fn a_plan_is_no_larger_than_its_object_may_be() {
         assert!(len < MAX_SMALL / 2 + (1 << 20), "plan {}: {len} bytes", p.plan.plan);
     }
 }
+
+/// Bytes of everything that `wal.max_size` bounds.
+fn counted(s: &Server) -> u64 {
+    let sizes = |dir: &str, ours: fn(&str) -> bool| -> u64 {
+        s.disk.list(dir.as_ref()).unwrap().iter().filter(|e| !e.is_dir && ours(&e.name)).map(|e| e.len).sum()
+    };
+    sizes("/log", |n| n.starts_with("seg-") || n.starts_with("spare-")) + sizes("/log/pool", |_| true) + sizes(SIDE, |_| true)
+}
+
+/// Twelve tables that cannot be published, in requests of one table and of all, beside one that can: the directory stays below
+/// `wal.max_size`, the twelve are refused first, and nothing that was acknowledged is lost.
+#[test]
+fn side_segments_count_in_the_size_of_the_log() {
+    let bad: Vec<String> = (0..12).map(|n| format!("bad{n:02}")).collect();
+    let names: Vec<&str> = bad.iter().map(String::as_str).collect();
+    for all_at_once in [false, true] {
+        let (store, max) = (SimStore::new(), 2 << 20);
+        let shape = Shape { max_size: max, max_outputs: 100, max_rows: 1 << 30, compression: "none" };
+        let mut s = Server::new(MemoryDisk::default(), 7, store.clone(), shape);
+        store.set_faults(|op| (op.call == Call::Publish && op.name.contains("/bad")).then_some(Fault::Fails(libc::EACCES)));
+        s.start();
+        let (mut id, mut good, mut most) = (0, 0, 0);
+        for round in 0..6_000 {
+            let request = if all_at_once { names.clone() } else { vec![names[round % 12]] };
+            let c = s.core();
+            let taken = c.shared.admit().is_ok() && c.control.refuses("db", request.iter().copied()).is_none();
+            if taken {
+                s.append(id, &request, 0);
+                id += 1;
+            }
+            let c = s.core();
+            if round % 10 == 0 && c.shared.admit().is_ok() {
+                s.append(id, &["good"], 0);
+                id += 1;
+                good += 1;
+            }
+            if round % 5 == 0 {
+                s.step();
+            }
+            most = most.max(counted(&s));
+        }
+        assert!(most <= max, "{most} bytes of {max}");
+        let d = s.core().control.deferred();
+        assert!(d.outputs > 0 && !d.refused.is_empty(), "{d:?}");
+        assert!(s.core().control.refuses("db", ["good"]).is_none());
+        assert!(good > 500, "the good table was taken {good} times of 600");
+        store.clear_faults();
+        assert!(s.drain(), "{:?}", s.core().shared.last_error());
+        // One row for each sequence.
+        assert_eq!(rows(&store).len() as u64, s.core().shared.watermarks().durable);
+        assert_eq!(s.disk.list(SIDE.as_ref()).unwrap().len(), 0);
+    }
+}
+
+/// A side segment whose entry is not there may be all that is left of some rows.
+#[test]
+fn a_side_segment_that_nothing_names_is_kept_and_named() {
+    let (mut s, _s3, store) = taken(&["a"]);
+    s.kill();
+    let name = s.disk.list(SIDE.as_ref()).unwrap()[0].name.clone();
+    let stray = "out-0000000000000009-00000000.wal";
+    let bytes = crate::vfs::read_all(&*s.disk.open(format!("{SIDE}/{name}").as_ref(), false).unwrap()).unwrap();
+    crate::vfs::write_durable(&s.disk, SIDE.as_ref(), stray, &[&bytes]).unwrap();
+    s.start();
+    assert_eq!(s.core().control.deferred().strays, [stray]);
+    for name in store.objects().into_keys().filter(|n| n.ends_with(".parquet")) {
+        store.remove(&name);
+    }
+    assert!(s.drain());
+    let left: Vec<_> = s.disk.list(SIDE.as_ref()).unwrap().into_iter().map(|e| e.name).collect();
+    assert_eq!(left, [stray], "the one whose output is committed is gone, the other one is not");
+}
+
+/// A flush waits for what can come, not for a file that is not there.
+#[test]
+fn a_flush_names_a_side_segment_that_is_missing() {
+    let (mut s, _s3, store) = taken(&["a"]);
+    s.kill();
+    let name = s.disk.list(SIDE.as_ref()).unwrap()[0].name.clone();
+    s.disk.rename(format!("{SIDE}/{name}").as_ref(), "/log/away".as_ref()).unwrap();
+    s.start();
+    s.append(1, &["b"], 0);
+    let flush = |s: &mut Server| {
+        let control = Arc::clone(&s.core().control);
+        let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _in = rt.enter();
+        let mut flush = std::pin::pin!(control.flush(Duration::from_secs(3600)));
+        for _ in 0..500 {
+            let waker = std::task::Waker::noop();
+            if let std::task::Poll::Ready(x) = flush.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
+                return x;
+            }
+            s.step();
+        }
+        panic!("the flush has no answer");
+    };
+    let super::control::Shipped::Lost(why) = flush(&mut s) else { panic!("not lost") };
+    assert!(why.contains(&name) && why.contains("arc wal deferred give-up"), "{why}");
+    assert_eq!(s.core().control.deferred().lost.keys().collect::<Vec<_>>(), [&name]);
+    assert!(store.objects().keys().any(|n| n.contains("/b/")), "the other table is shipped");
+    // The file is back: the same flush succeeds.
+    s.disk.rename("/log/away".as_ref(), format!("{SIDE}/{name}").as_ref()).unwrap();
+    for name in store.objects().into_keys().filter(|n| n.contains("/a/")) {
+        store.remove(&name);
+    }
+    assert!(matches!(flush(&mut s), super::control::Shipped::Done { .. }));
+    assert_eq!(rows(&store).len(), 2);
+}

@@ -7,7 +7,7 @@
 //! committed output (or set aside in one), and after the checkpoints of catalog and keys through it.
 //! INVARIANT(intent-before-publish): an object appears under its final name only after its length and hash are durable in the manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +136,8 @@ pub struct Compactor {
     pub(super) deferred_due: Option<Duration>,
     /// Deferred outputs, by plan and number, that this process has tried.
     pub(super) attempts: BTreeMap<(u64, u32), Attempts>,
+    /// Files of the side directory that nothing names and that have been reported.
+    pub(super) strays: BTreeSet<String>,
     /// Since when a plan has been put off for the active segment to be sealed.
     seal_asked: Option<Duration>,
     /// What the last step waits for: sequences sealed through this.
@@ -188,6 +190,7 @@ impl Compactor {
             reserve_tried: None,
             deferred_due: None,
             attempts: BTreeMap::new(),
+            strays: BTreeSet::new(),
             said: None,
             seal_asked: None,
             awaited: None,
@@ -335,7 +338,13 @@ impl Compactor {
         let mut entries = vec![Entry::Attempt { plan: plan.plan }];
         let sealed = self.sealed();
         for (segment, f) in &slices.findings {
-            tracing::error!(segment, offset = f.from, label = f.label.name(), missing = ?f.missing, "damage in a sealed segment");
+            tracing::error!(
+                file = files::segment_name(*segment),
+                offset = f.from,
+                label = f.label.name(),
+                missing_sequences = f.missing_text(),
+                "damage in a sealed segment"
+            );
             // Recovery has counted what it saw; this is what has gone bad since.
             let entry = damage_entry(*segment, f);
             let seen = |d: &Entry| is_same_damage(d, &entry);
@@ -379,7 +388,7 @@ impl Compactor {
         let flush = asked > w.shipped;
         let aged = age.is_some_and(|a| a >= self.settings.max_delay);
         let large = bytes >= self.settings.trigger_size;
-        let high = self.shared.fill_level() >= 0.5 || self.shared.blocked() != Blocked::No || self.shared.reserve_spent();
+        let high = self.shared.segment_level() >= 0.5 || self.shared.blocked() != Blocked::No || self.shared.reserve_spent();
         if self.control.is_paused() || !(flush || aged || large || high) {
             let until_due = age.map_or(Duration::from_millis(100), |a| self.settings.max_delay.saturating_sub(a));
             return Ok(Work::Wait(until_due.clamp(Duration::from_millis(5), Duration::from_millis(100))));
@@ -483,8 +492,7 @@ impl Compactor {
             }
             let failed = stopped.len();
             let aside = self.aside(c, stopped, todo.len());
-            self.defer(c, &aside)?;
-            if aside.len() < failed {
+            if !self.defer(c, &aside)? || aside.len() < failed {
                 return Ok(false);
             }
         }
@@ -496,7 +504,13 @@ impl Compactor {
     /// or by a person.
     fn aside(&mut self, c: &mut Current, stopped: BTreeMap<u32, Stop>, all: usize) -> BTreeMap<u32, Stop> {
         let before = std::mem::take(&mut c.failing);
-        let Some((n, stop)) = stopped.first_key_value() else { return stopped };
+        let Some((n, stop)) = stopped.first_key_value() else {
+            self.shared.set_side_wanted(0);
+            return stopped;
+        };
+        if !stopped.keys().eq(before.keys()) {
+            self.shared.set_side_wanted(stopped.keys().map(|n| c.slices.side_len(*n)).sum());
+        }
         let (some, plan, why) = (stopped.len(), c.plan.plan, &stop.why);
         self.trouble(&format!("{some} of {all} outputs of plan {plan} wait; output {n}: {why}"));
         self.shared.metrics.compact_retries_total.increment(1);
@@ -531,6 +545,8 @@ impl Compactor {
         assert_eq!(open, None, "INVARIANT(shipped-is-settled): an output of plan {} is neither committed nor deferred", plan.plan);
         let last = plan.last_sequence;
         self.append(vec![Entry::Shipped { plan: plan.plan, last_sequence: last }], &[])?;
+        self.shared.set_side_wanted(0);
+        self.control.set_barred(None);
         self.shared.advance(|w| w.shipped = w.shipped.max(last));
         self.shared.metrics.compact_plans_total.increment(1);
         self.control.set_plan(None);

@@ -526,6 +526,21 @@ impl<'a> PayloadView<'a> {
     }
 }
 
+/// A payload with nothing but table `i` of `p`: its directory, and the body that follows it. Database, key and flags are those of `p`.
+///
+/// # Errors
+/// [`Malformed`] when there is no such table.
+pub fn one_table<'a>(p: &PayloadView<'a>, i: usize) -> Parsed<(Vec<u8>, &'a [u8])> {
+    let (Some(t), Some(body)) = (p.index.tables.get(i), p.bodies.get(i)) else {
+        return Err(Malformed { at: 0, what: "a table of the directory" });
+    };
+    let index =
+        RecordIndex { database: Arc::clone(&p.index.database), tables: vec![t.clone()], key: p.index.key, defines: p.index.defines };
+    let mut directory = Vec::new();
+    put_directory(&mut directory, &index);
+    Ok((directory, body))
+}
+
 /// Rows and body of table `i` of the directory, without building the directory: what the compactor needs of a record
 /// that may hold a single row.
 ///

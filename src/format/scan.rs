@@ -201,6 +201,18 @@ pub struct Finding {
     pub found: String,
 }
 
+impl Finding {
+    /// The missing sequences for people: `7`, `4 to 9` or `none known`.
+    pub fn missing_text(&self) -> String {
+        self.missing.map_or_else(|| "none known".to_owned(), |(first, last)| range_text(first, last))
+    }
+}
+
+/// A range of sequences for people: `7` or `4 to 9`.
+pub fn range_text(first: Sequence, last: Sequence) -> String {
+    if first == last { first.to_string() } else { format!("{first} to {last}") }
+}
+
 /// What is known about a file before judging it.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {

@@ -364,6 +364,7 @@ impl Backend for Engine {
         match r.control.flush(timeout).await {
             Shipped::Done { files, rows, through } => FlushOutcome::Done { files, rows, through_seq: through },
             Shipped::TimedOut { through, target } => FlushOutcome::TimedOut { through_seq: through, target_seq: target },
+            Shipped::Lost(why) => FlushOutcome::Failed(RequestError::unavailable(Reason::Damaged, why)),
         }
     }
 
@@ -409,7 +410,7 @@ impl Backend for Engine {
             "plans": {"shipped": done, "open": open},
             "tables": tables,
             "quarantine": {"records": records, "bytes": quarantined},
-            "deferred": {"outputs": deferred.outputs, "bytes": deferred.bytes},
+            "deferred": {"outputs": deferred.outputs, "bytes": deferred.bytes, "lost": deferred.lost, "strays": deferred.strays},
             "keys": r.keys.len(),
             "last_error": r.shared.last_error(),
             "damage": r.control.damage(),

@@ -184,6 +184,7 @@ fn counted_as(failure: &Failure) -> Rejected {
                 Reason::Recovering => Rejected::Recovering,
                 Reason::Shutdown => Rejected::Shutdown,
                 Reason::Paused => Rejected::Paused,
+                Reason::Damaged => Rejected::Damaged,
             },
         },
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::files;
 use super::prealloc::{Failure, Preallocator, Spare};
 use super::queue::{AppendError, Item};
-use super::shared::{ActiveInfo, Blocked, SealedSegment, Shared, lock};
+use super::shared::{ActiveInfo, Blocked, Received, SealedSegment, Shared, lock};
 use crate::error::Reason;
 use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind};
 use crate::format::record::{RecordHeader, RecordKind, pad_len, put_pad};
@@ -32,7 +32,7 @@ pub struct Active {
     pub end: u64,
     pub writer: Box<dyn GroupWriter>,
     /// When the first record of the segment was queued.
-    pub oldest: Option<Duration>,
+    pub oldest: Option<Received>,
     /// The last group has no mark yet; when it became durable.
     pub unmarked_since: Option<Duration>,
     /// A write failed: nothing is written here any more, the successor declares the end before the hole.
@@ -347,7 +347,7 @@ impl Committer {
 
         self.next_sequence = last + 1;
         self.active.end = end;
-        self.active.oldest.get_or_insert(oldest);
+        self.active.oldest.get_or_insert(Received::at(oldest));
         self.active.unmarked_since = Some(now);
         self.publish_active();
         for (sequence, item) in (first..).zip(items.iter()) {

@@ -16,6 +16,7 @@ pub mod queue;
 pub mod reader;
 pub mod recover;
 pub mod shared;
+pub mod side;
 
 pub use queue::{AppendError, Appender, Completion};
 pub use shared::{SealedSegment, Shared, Watermarks};

@@ -15,7 +15,7 @@ use super::files;
 use super::manifest::{Loaded, Manifest, ManifestError, ManifestState, load, put_group};
 use super::prealloc::{Preallocator, Spare};
 use super::reader::{FileBytes, header_of, read_file, read_header, salt_without_header, scan, scan_growing};
-use super::shared::{LogSettings, SealedSegment, Shared, Watermarks, lock};
+use super::shared::{LogSettings, Received, SealedSegment, Shared, Watermarks, lock};
 use crate::clock::SharedClock;
 use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind, HeaderError};
 use crate::format::manifest::Entry;
@@ -42,9 +42,18 @@ pub struct SegmentReport {
     pub first_sequence: Sequence,
     pub last_sequence: Sequence,
     pub end: u64,
+    /// Receive time of the oldest kept record that is not shipped.
+    pub oldest_us: Option<i64>,
     /// `clean`, `active` (newest, clean), `torn`, `damaged`, `header_lost`, `released` (left over), `recycled` (used anew by a live
     /// server while it was read: nothing of it is in the report).
     pub label: &'static str,
+}
+
+impl SegmentReport {
+    /// One of which no record is in the report.
+    fn unread(id: u64, path: PathBuf, file_len: u64, salt: u64, first_sequence: Sequence, label: &'static str) -> Self {
+        Self { id, path, file_len, salt, first_sequence, last_sequence: first_sequence - 1, end: 0, oldest_us: None, label }
+    }
 }
 
 /// What a log directory holds.
@@ -253,16 +262,8 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<V
         if id <= report.state.released_segment {
             // Left over from a release that a crash cut short. Only what is surely that may be removed.
             let label = if header.as_ref().is_ok_and(|(h, _)| is_ours(report, h, id, &path)) { "released" } else { "leftover" };
-            report.segments.push(SegmentReport {
-                id,
-                path,
-                file_len: len,
-                salt: header.map_or(0, |h| h.0.salt),
-                first_sequence: 0,
-                last_sequence: 0,
-                end: 0,
-                label,
-            });
+            let salt = header.map_or(0, |h| h.0.salt);
+            report.segments.push(SegmentReport::unread(id, path, len, salt, 1, label));
             continue;
         }
         let header = match header {
@@ -367,18 +368,7 @@ fn judge_segment(
     let known = Known { first_sequence: first, declared: declared.map(|d| (d.end, d.last_sequence)), floor };
     let v = if newest { scan_growing(file, bytes, salt, known)? } else { scan(bytes, salt, known) };
     if l.header.is_ok() && header_of(file, FileKind::Segment).is_ok_and(|(h, _)| h.salt != salt) {
-        let (path, first_sequence) = (l.path.clone(), first);
-        let label = "recycled";
-        report.segments.push(SegmentReport {
-            id: l.id,
-            path,
-            file_len: l.len,
-            salt,
-            first_sequence,
-            last_sequence: first - 1,
-            end: 0,
-            label,
-        });
+        report.segments.push(SegmentReport::unread(l.id, l.path.clone(), l.len, salt, first, "recycled"));
         return Ok(next);
     }
     if let Some(n) = next
@@ -386,6 +376,8 @@ fn judge_segment(
     {
         report.refusals.push(format!("{}: begins with sequence {first}, expected {n}", l.path.display()));
     }
+    let waits = |r: &&RecordHeader| r.kind == RecordKind::Write && r.sequence > report.state.shipped;
+    let oldest_us = v.records.iter().filter(waits).map(|r| r.receive_time_us).min();
     let behind_loss = report.findings.iter().map(|f| &f.finding).chain(&v.findings).any(|f| f.missing.is_some());
     for r in v.records.iter().filter(|r| r.kind == RecordKind::Write) {
         visit(Visited { segment: l.id, header: r, payload: Scanner::payload(&bytes.bytes, r), behind_loss });
@@ -424,6 +416,7 @@ fn judge_segment(
         first_sequence: first,
         last_sequence: v.last_sequence,
         end: v.end,
+        oldest_us,
         label,
     });
     if newest {
@@ -662,7 +655,8 @@ fn act(
     // Also after it has been spent here: the next start may need as much again.
     let reserve_spent = !ensure_reserve(&**vfs, &dir, settings.reserve).map_err(at(reserve.display().to_string()))?;
     let writer = Arc::clone(&spare.file).appender(settings.engine, settings.sync).map_err(at(path.display().to_string()))?;
-    let now = clock.monotonic();
+    let (now, wall_us) = (clock.monotonic(), clock.wall_us());
+    let received = |us: i64| Received::earlier(us, wall_us, now);
     let active = Active {
         id: activation.id,
         salt: activation.salt,
@@ -671,7 +665,7 @@ fn act(
         first_sequence: first,
         end: FILE_HEADER_BYTES as u64 + group.len() as u64,
         writer,
-        oldest: (!tail.is_empty()).then_some(now.saturating_sub(std::time::Duration::from_secs(86_400))),
+        oldest: tail.iter().map(|(h, _)| h.receive_time_us).min().map(received),
         unmarked_since: (!tail.is_empty()).then_some(now),
         failed: false,
     };
@@ -697,7 +691,7 @@ fn act(
                 first_sequence: r.first_sequence,
                 last_sequence: last,
                 end,
-                oldest: None,
+                oldest: r.oldest_us.map(received),
                 tainted: r.label != "clean" && r.label != "active",
             }));
         }

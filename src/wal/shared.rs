@@ -44,6 +44,35 @@ impl Watermarks {
     }
 }
 
+/// When a record was received: the age of what waits goes on over a restart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Received {
+    /// Monotonic.
+    seen: Duration,
+    /// Age at that time.
+    before: Duration,
+}
+
+/// No age is larger: a wall clock that was set is no reason for an alarm that says decades.
+const MAX_AGE: Duration = Duration::from_secs(366 * 86_400);
+
+impl Received {
+    /// By this process, at monotonic time `at`.
+    pub fn at(at: Duration) -> Self {
+        Self { seen: at, before: Duration::ZERO }
+    }
+
+    /// By an earlier process, as the wall clock said then. It may have been set since, either way: the age is never negative.
+    pub fn earlier(received_us: i64, wall_now_us: i64, now: Duration) -> Self {
+        let us = u64::try_from(wall_now_us.saturating_sub(received_us)).unwrap_or(0);
+        Self { seen: now, before: Duration::from_micros(us).min(MAX_AGE) }
+    }
+
+    pub fn age(self, now: Duration) -> Duration {
+        now.saturating_sub(self.seen).saturating_add(self.before).min(MAX_AGE)
+    }
+}
+
 /// A segment that will not be written again and that a durable successor declares the end of.
 #[derive(Debug)]
 pub struct SealedSegment {
@@ -55,8 +84,8 @@ pub struct SealedSegment {
     pub last_sequence: Sequence,
     /// File offset behind the last group.
     pub end: u64,
-    /// When its first record was received by this process (monotonic); None when it was found at start: due at once.
-    pub oldest: Option<Duration>,
+    /// When the first of its records that were not shipped was received; None when that is not known.
+    pub oldest: Option<Received>,
     /// A write or sync failed, or it was found damaged: its file is never pooled.
     pub tainted: bool,
 }
@@ -123,7 +152,7 @@ pub struct ActiveInfo {
     pub first_sequence: Sequence,
     /// Offset behind the last group.
     pub end: u64,
-    pub oldest: Option<Duration>,
+    pub oldest: Option<Received>,
 }
 
 /// Counts the rounds of a machine, so that a watchdog can tell one that waits from one that hangs: it must go on even when there is
@@ -175,6 +204,10 @@ pub struct Shared {
     stopping: AtomicBool,
     last_error: Mutex<Option<String>>,
     pub(super) total_bytes: AtomicU64,
+    /// Bytes of the side directory that count in `wal.max_size`.
+    side_bytes: AtomicU64,
+    /// Bytes that outputs which fail now would take there: kept free for them.
+    side_wanted: AtomicU64,
     pub pulses: Pulses,
 }
 
@@ -201,6 +234,8 @@ impl Shared {
             stopping: AtomicBool::new(false),
             last_error: Mutex::default(),
             total_bytes: AtomicU64::new(0),
+            side_bytes: AtomicU64::new(0),
+            side_wanted: AtomicU64::new(0),
             pulses: Pulses::default(),
         })
     }
@@ -318,7 +353,31 @@ impl Shared {
         lock(&self.last_error).clone()
     }
 
-    /// Bytes of all files of the log: active, sealed, spare, pool.
+    /// Bytes of the side directory, as far as they count in `wal.max_size`.
+    pub fn side_bytes(&self) -> u64 {
+        self.side_bytes.load(Ordering::Relaxed)
+    }
+
+    /// INVARIANT(side-is-counted): what waits in the side directory takes part in `wal.max_size`, so that the log's directory is bounded by it.
+    pub fn set_side_bytes(&self, bytes: u64) {
+        self.side_bytes.store(bytes, Ordering::Relaxed);
+        self.recount(&lock(&self.segments));
+        // A spare may fit now.
+        self.queue_ready.notify_all();
+    }
+
+    /// Bytes that outputs which fail now would take in the side directory.
+    pub fn side_wanted(&self) -> u64 {
+        self.side_wanted.load(Ordering::Relaxed)
+    }
+
+    /// Keeps `bytes` of `wal.max_size` free for records that may have to move to the side directory.
+    pub fn set_side_wanted(&self, bytes: u64) {
+        self.side_wanted.store(bytes, Ordering::Relaxed);
+        self.recount(&lock(&self.segments));
+    }
+
+    /// Bytes of all files of the log: active, sealed, spare, pool, side directory; and what is kept free for the last.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes.load(Ordering::Relaxed)
     }
@@ -327,7 +386,8 @@ impl Shared {
     pub fn recount(&self, s: &Segments) {
         let sealed: u64 = s.sealed.iter().map(|x| x.file_len).sum();
         let active = s.active.map_or(0, |a| a.file_len);
-        self.total_bytes.store(sealed + active + s.spare.1 + s.pool.1, Ordering::Relaxed);
+        let side = self.side_bytes() + self.side_wanted();
+        self.total_bytes.store(sealed + active + s.spare.1 + s.pool.1 + side, Ordering::Relaxed);
         let m = &self.metrics;
         m.wal_segments.get(SegmentState::Sealed).set(s.sealed.len() as f64);
         m.wal_segments.get(SegmentState::Active).set(f64::from(u8::from(s.active.is_some())));
@@ -335,24 +395,24 @@ impl Shared {
         m.wal_segments.get(SegmentState::Pool).set(s.pool.0 as f64);
     }
 
-    /// Log bytes that are not yet released, and the age of the oldest record that is not yet shipped.
+    /// Bytes of the log that are not yet released, side directory included, and the age of the oldest record that is not yet shipped.
     pub fn backlog(&self) -> (u64, Option<Duration>) {
         let shipped = self.watermarks().shipped;
         let s = lock(&self.segments);
         let data = crate::limits::FILE_HEADER_BYTES as u64;
-        let mut bytes: u64 = s.sealed.iter().map(|x| x.end.saturating_sub(data)).sum();
+        let mut bytes: u64 = s.sealed.iter().map(|x| x.end.saturating_sub(data)).sum::<u64>() + self.side_bytes();
         let now = self.clock.monotonic();
         let mut age: Option<Duration> = None;
         for x in &s.sealed {
             if x.last_sequence > shipped && x.last_sequence >= x.first_sequence {
-                let a = now.saturating_sub(x.oldest.unwrap_or_default());
+                let a = x.oldest.unwrap_or(Received::at(Duration::ZERO)).age(now);
                 age = Some(age.map_or(a, |o| o.max(a)));
             }
         }
         if let Some(a) = s.active {
             bytes += a.end.saturating_sub(data);
             if let Some(o) = a.oldest {
-                let a = now.saturating_sub(o);
+                let a = o.age(now);
                 age = Some(age.map_or(a, |o| o.max(a)));
             }
         }
@@ -361,12 +421,22 @@ impl Shared {
 
     /// How full the log is, 1.0 = refuse. The last segment's room is kept back: it is what a rotation needs.
     pub fn fill_level(&self) -> f64 {
+        let (log, limit) = self.used();
+        (log + self.side_bytes() + self.side_wanted()) as f64 / limit as f64
+    }
+
+    /// How much of the room that the side directory leaves is taken by segments: what a plan can give back.
+    pub fn segment_level(&self) -> f64 {
+        let (log, limit) = self.used();
+        log as f64 / limit.saturating_sub(self.side_bytes()).max(1) as f64
+    }
+
+    /// Bytes of sealed and active segments, and how many there may be.
+    fn used(&self) -> (u64, u64) {
         let s = lock(&self.segments);
         let sealed: u64 = s.sealed.iter().map(|x| x.file_len).sum();
         let active = s.active.map_or(0, |a| a.end);
-        drop(s);
-        let limit = self.settings.max_size.saturating_sub(self.settings.segment_len()).max(1);
-        (sealed + active) as f64 / limit as f64
+        (sealed + active, self.settings.max_size.saturating_sub(self.settings.segment_len()).max(1))
     }
 
     /// Whether a request may come in, and how long its acknowledgement is to be delayed.

@@ -1,7 +1,9 @@
 use std::path::Path;
+use std::time::Duration;
 
 use super::files;
 use super::recover::{OpenError, inspect};
+use super::shared::Received;
 use super::testing::{Running, reopen, settings};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::types::Sequence;
@@ -174,4 +176,16 @@ fn a_first_start_that_ended_before_its_first_segment_can_be_repeated() {
     assert_eq!(opened.shared.log, log);
     let running = Running::start(opened);
     assert_eq!(running.append(1, 1), 1);
+}
+
+/// The age of what waits goes on over a restart, whatever the wall clock does meanwhile.
+#[test]
+fn backlog_age_counts_from_the_receive_time_of_an_earlier_run() {
+    let (hour, us) = (Duration::from_secs(3600), 1_000_000);
+    let now = Duration::from_secs(5);
+    let received = |wall_us, at_us| Received::earlier(at_us, wall_us, now).age(now + Duration::from_secs(1));
+    assert_eq!(received(3_600 * us, 0), hour + Duration::from_secs(1));
+    assert_eq!(received(0, 3_600 * us), Duration::from_secs(1), "the clock was set back");
+    assert!(received(i64::MAX, i64::MIN) <= Duration::from_secs(367 * 86_400), "it was set far ahead");
+    assert_eq!(Received::at(now).age(Duration::ZERO), Duration::ZERO);
 }

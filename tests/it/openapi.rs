@@ -132,7 +132,7 @@ fn the_page_holds_together() {
 fn all_reasons_of_503_are_named() {
     use arc_ingest::error::Reason::*;
     let words: BTreeSet<&str> =
-        [NotStored, UnknownOutcome, Backlog, DiskFull, Poisoned, Recovering, Shutdown, Paused].iter().map(|r| r.word()).collect();
+        [NotStored, UnknownOutcome, Backlog, DiskFull, Poisoned, Recovering, Shutdown, Paused, Damaged].iter().map(|r| r.word()).collect();
     let page = page();
     let named = page["components"]["schemas"]["UnavailableError"].pointer("/allOf/1/properties/reason/enum").unwrap();
     assert_eq!(named.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect::<BTreeSet<_>>(), words);

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use super::known_errors::has_test;
 
+mod damage;
+
 /// A fault found from outside and the tests that hold its right value.
 pub(super) struct Case {
     /// The report's number: H1, A5, D10.
@@ -17,7 +19,7 @@ pub(super) struct Case {
     pub(super) tests: &'static [(&'static str, &'static str)],
 }
 
-const AREAS: &[&[Case]] = &[store::CASES];
+const AREAS: &[&[Case]] = &[damage::CASES, store::CASES];
 
 #[test]
 fn every_case_names_tests_that_exist() {
