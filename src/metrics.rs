@@ -149,6 +149,10 @@ label! {
     Rejected, "reason" {
         Invalid = "invalid",
         TooLarge = "too_large",
+        /// `Content-Encoding` or `Transfer-Encoding` names what this route does not take.
+        UnsupportedEncoding = "unsupported_encoding",
+        /// Neither `Content-Length` nor `Transfer-Encoding`.
+        LengthRequired = "length_required",
         /// Some lines of a body were refused, the others stored.
         PartialWrite = "partial_write",
         KeyReused = "key_reused",

@@ -12,6 +12,10 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Bytes 1 to 3 of a skippable frame (RFC 8878, section 3.1.2); byte 0 is 0x50 to 0x5f.
+const SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
+/// Bytes that tell whether a body is compressed.
+pub const MAGIC_BYTES: usize = 4;
 
 /// First size of the output buffer when the compressed body is smaller than this.
 const FIRST_CHUNK: usize = 16 << 10;
@@ -44,10 +48,50 @@ pub fn inflate(body: Bytes, max_raw: usize, max_inflated: usize) -> Result<Bytes
             .map(Bytes::from)
             .map_err(|e| e.into_request("gzip", max_inflated));
     }
-    if body.starts_with(&ZSTD) {
+    if is_zstd(&body) {
         return unzstd(&body, max_inflated).map(Bytes::from).map_err(|e| e.into_request("zstd", max_inflated));
     }
     Ok(body)
+}
+
+/// The same for a body that may be compressed more than once: up to `layers` times. Each layer is recognised by its first bytes, so that a
+/// layer that is not there is no error.
+///
+/// # Errors
+/// As [`inflate`], for each layer.
+pub fn inflate_layers(body: Bytes, layers: usize, max_raw: usize, max_inflated: usize) -> Result<Bytes, RequestError> {
+    let mut body = inflate(body, max_raw, max_inflated)?;
+    for _ in 1..layers {
+        if !is_compressed(&body) {
+            break;
+        }
+        body = inflate(body, usize::MAX, max_inflated)?;
+    }
+    Ok(body)
+}
+
+/// Whether the first bytes are those of gzip or zstd.
+pub fn is_compressed(body: &[u8]) -> bool {
+    body.starts_with(&GZIP) || is_zstd(body)
+}
+
+/// A zstd body may begin with skippable frames. No text and no MessagePack request begins with their bytes.
+fn is_zstd(body: &[u8]) -> bool {
+    body.starts_with(&ZSTD) || is_skippable(body)
+}
+
+fn is_skippable(body: &[u8]) -> bool {
+    matches!(body, [0x50..=0x5f, rest @ ..] if rest.starts_with(&SKIPPABLE))
+}
+
+/// The body without the skippable frames at its start.
+fn after_skippable(mut body: &[u8]) -> &[u8] {
+    while is_skippable(body)
+        && let Some(length) = body.get(4..).and_then(<[u8]>::first_chunk::<4>)
+    {
+        body = body.get(8..).and_then(|b| b.get(u32::from_le_bytes(*length) as usize..)).unwrap_or_default();
+    }
+    body
 }
 
 /// What a compressed body says of its size when inflated, 0 if nothing. Only a hint: with several members it is that of one, and it may lie.
@@ -55,6 +99,7 @@ pub fn declared(body: &[u8]) -> u64 {
     if body.starts_with(&GZIP) {
         return body.last_chunk::<4>().map_or(0, |l| u64::from(u32::from_le_bytes(*l)));
     }
+    let body = after_skippable(body);
     if body.starts_with(&ZSTD) {
         return zstd::zstd_safe::get_frame_content_size(body).ok().flatten().unwrap_or(0);
     }
@@ -283,6 +328,56 @@ mod tests {
         let mut e = flate2::GzBuilder::new().filename("f").comment("c").extra(vec![1, 2, 3]).write(Vec::new(), flate2::Compression::fast());
         e.write_all(b"hello").unwrap();
         assert_eq!(run(e.finish().unwrap(), 5).unwrap(), &b"hello"[..]);
+    }
+
+    fn skippable(nibble: u8, content: &[u8]) -> Vec<u8> {
+        [&[0x50 | nibble, 0x2a, 0x4d, 0x18][..], &(content.len() as u32).to_le_bytes(), content].concat()
+    }
+
+    #[test]
+    fn zstd_behind_skippable_frames_inflates() {
+        let data = sample(5000);
+        for head in [skippable(0, b""), skippable(15, &zst(b"not this")), [skippable(3, b"a"), skippable(4, &[0; 300])].concat()] {
+            let body = [&head[..], &zst(&data)].concat();
+            assert!(is_compressed(&body[..MAGIC_BYTES]));
+            assert_eq!(declared(&body), 5000);
+            assert_eq!(run(body.clone(), 5000).unwrap(), data);
+            assert_eq!(run([&body[..], &head, &zst(b"x")].concat(), 5001).unwrap(), [&data[..], b"x"].concat(), "between frames too");
+            assert_eq!(run(head.clone(), 10).unwrap(), &b""[..], "frames without content");
+            assert_eq!(run(body, 4999).unwrap_err().status(), 413);
+            for cut in 4..head.len() {
+                assert_eq!(run(head[..cut].to_vec(), 100).map_or(400, |_| 200), if whole(&head[..cut]) { 200 } else { 400 }, "{cut}");
+            }
+        }
+        for not in [&b"P"[..], b"P*M", b"P*N\x18", b"O*M\x18", b"`*M\x18"] {
+            assert!(!is_compressed(not), "{not:?}");
+            assert_eq!(run(not.to_vec(), 100).unwrap(), not);
+        }
+    }
+
+    /// Whether the bytes are skippable frames and nothing else.
+    fn whole(bytes: &[u8]) -> bool {
+        let mut rest = bytes;
+        while let Some(length) = rest.get(4..8) {
+            let end = 8 + u32::from_le_bytes(length.try_into().unwrap()) as usize;
+            let Some(after) = rest.get(end..) else { return false };
+            rest = after;
+        }
+        rest.is_empty()
+    }
+
+    #[test]
+    fn layers_inflate_one_after_the_other_within_the_limit() {
+        let data = sample(3000);
+        let layers = |body: Vec<u8>, n, max| inflate_layers(Bytes::from(body), n, 1 << 20, max);
+        let twice = gz(&zst(&data));
+        assert_eq!(layers(twice.clone(), 2, 5000).unwrap(), data);
+        assert_eq!(layers(twice.clone(), 1, 5000).unwrap(), zst(&data), "one layer is one layer");
+        assert_eq!(layers(twice.clone(), 4, 5000).unwrap(), data);
+        assert_eq!(layers(zst(&data), 2, 5000).unwrap(), data, "a layer that is not there");
+        assert_eq!(layers(data.clone(), 2, 5000).unwrap(), data);
+        assert_eq!(layers(gz(&zst(&vec![0; 100_000])), 2, 50_000).unwrap_err().status(), 413);
+        assert_eq!(layers(gz(&zst(&data)[..40]), 2, 5000).unwrap_err().status(), 400);
     }
 
     #[test]

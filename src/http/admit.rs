@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, HttpBody};
+use axum::http::Method;
 use axum::http::header::EXPECT;
 use axum::http::request::Parts;
 use http_body_util::BodyExt;
@@ -11,8 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::conn::{ConnState, DISCARD_LIMIT, DISCARD_TIME};
+use super::encoding::BodyHead;
 use super::errors::Failure;
 use super::{App, Backend, Settings};
+use crate::decode::compression::{MAGIC_BYTES, is_compressed};
 use crate::error::RequestError;
 use crate::metrics::{Metrics, Rejected};
 
@@ -148,14 +151,25 @@ fn capacity(total: usize, declared: Option<usize>, max: usize) -> usize {
 pub(super) struct Inbound {
     body: Body,
     conn: Arc<ConnState>,
+    head: BodyHead,
     waits_for_continue: bool,
     ended: bool,
+    /// A body may follow and nothing says where it ends: after a refusal, what follows the head is not taken for a request.
+    unbounded: bool,
 }
 
 impl Inbound {
     pub(super) fn new(head: &Parts, body: Body, conn: Arc<ConnState>) -> Self {
         let ended = body.is_end_stream();
-        Self { body, conn, waits_for_continue: head.headers.contains_key(EXPECT), ended }
+        let waits_for_continue = head.headers.contains_key(EXPECT);
+        let about_body = BodyHead::of(&head.headers);
+        let unbounded = !about_body.has_length() && matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+        Self { body, conn, head: about_body, waits_for_continue, ended, unbounded }
+    }
+
+    /// How often the body may be compressed.
+    pub(super) fn layers(&self) -> usize {
+        self.head.layers()
     }
 
     /// Who sends it.
@@ -168,13 +182,30 @@ impl Inbound {
         if self.ended { Some(0) } else { self.body.size_hint().exact() }
     }
 
-    /// Reads the whole body, within the limits.
+    /// Reads the whole body, within the limits. It may be compressed; an encoding that is not known is refused, unless the first bytes are
+    /// those of gzip or zstd.
     pub(super) async fn read<B: Backend>(&mut self, app: &App<B>) -> Result<(Bytes, Share), Failure> {
-        self.read_up_to(app, app.settings.max_payload_size).await
+        let refusal = self.head.refusal();
+        self.read_whole(app, app.settings.max_payload_size, refusal).await
     }
 
-    /// The same with a limit of its own, for bodies that are never large.
+    /// The same with a limit of its own, for bodies that are never large and never compressed.
     pub(super) async fn read_up_to<B: Backend>(&mut self, app: &App<B>, limit: usize) -> Result<(Bytes, Share), Failure> {
+        if let Some(failure) = self.head.refusal_if_encoded() {
+            return Err(failure);
+        }
+        self.read_whole(app, limit, None).await
+    }
+
+    async fn read_whole<B: Backend>(
+        &mut self,
+        app: &App<B>,
+        limit: usize,
+        unless_compressed: Option<Failure>,
+    ) -> Result<(Bytes, Share), Failure> {
+        if self.unbounded {
+            return Err(Failure::LengthRequired);
+        }
         let max = limit.min(app.settings.max_payload_size);
         let declared = self.declared().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         if declared.is_some_and(|n| n > max) {
@@ -182,17 +213,23 @@ impl Inbound {
         }
         let mut share = Share::none(declared, &app.metrics);
         if declared == Some(0) {
-            return Ok((Bytes::new(), share));
+            return unless_compressed.map_or_else(|| Ok((Bytes::new(), share)), Err);
         }
         self.conn.body_started();
-        let bytes = self.gather(app, &mut share, declared, max).await;
+        let bytes = self.gather(app, &mut share, (declared, max), unless_compressed).await;
         self.conn.body_ended();
         Ok((bytes?, share))
     }
 
     /// A body that comes in one piece is handed on as it is; only a second piece makes a buffer. Room is taken for bytes that are there: until
     /// then they stand in the connection's read buffer, which is bounded by itself.
-    async fn gather<B: Backend>(&mut self, app: &App<B>, share: &mut Share, declared: Option<usize>, max: usize) -> Result<Bytes, Failure> {
+    async fn gather<B: Backend>(
+        &mut self,
+        app: &App<B>,
+        share: &mut Share,
+        (declared, max): (Option<usize>, usize),
+        mut unless_compressed: Option<Failure>,
+    ) -> Result<Bytes, Failure> {
         let mut first = Bytes::new();
         let mut rest: Vec<u8> = Vec::new();
         while let Some(piece) = self.piece(&app.metrics).await? {
@@ -217,10 +254,19 @@ impl Inbound {
                 }
                 rest.extend_from_slice(&piece);
             }
+            if total >= MAGIC_BYTES
+                && let Some(failure) = unless_compressed.take()
+                && !is_compressed(if rest.is_empty() { &first } else { &rest })
+            {
+                return Err(failure);
+            }
             if declared == Some(total) {
                 self.ended = true;
                 break;
             }
+        }
+        if let Some(failure) = unless_compressed {
+            return Err(failure);
         }
         Ok(if rest.is_empty() { first } else { Bytes::from(rest) })
     }
@@ -252,7 +298,11 @@ impl Inbound {
 
     /// Called when the answer stands: what is left of the body is read and thrown away if it is little, so that the
     /// connection can go on; otherwise the connection has to end after the answer, which `true` says.
-    pub(super) async fn settle(&mut self) -> bool {
+    pub(super) async fn settle(&mut self, failed: bool) -> bool {
+        if failed && self.unbounded {
+            self.conn.leave_unread();
+            return true;
+        }
         if self.ended || self.body.is_end_stream() {
             return false;
         }

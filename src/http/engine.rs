@@ -110,17 +110,17 @@ impl Engine {
     }
 
     /// The body, inflated; a large one with the turn that it holds while it is worked on.
-    async fn inflated(&self, body: Bytes) -> Result<(Bytes, Option<SemaphorePermit<'_>>), RequestError> {
+    async fn inflated(&self, body: Bytes, layers: usize) -> Result<(Bytes, Option<SemaphorePermit<'_>>), RequestError> {
         let s = &self.settings;
         if body.len() <= LARGE_BODY && compression::declared(&body) <= LARGE_BODY as u64 {
-            match compression::inflate(body.clone(), s.max_payload_size, s.max_inflated_size.min(LARGE_BODY)) {
+            match compression::inflate_layers(body.clone(), layers, s.max_payload_size, s.max_inflated_size.min(LARGE_BODY)) {
                 // It is larger than it said: inflated again from its beginning, in its turn.
                 Err(RequestError::TooLarge(_)) => {}
                 inflated => return Ok((inflated?, None)),
             }
         }
         let turn = self.turn().await?;
-        let body = aside(true, move || compression::inflate(body, s.max_payload_size, s.max_inflated_size))?;
+        let body = aside(true, move || compression::inflate_layers(body, layers, s.max_payload_size, s.max_inflated_size))?;
         Ok((body, Some(turn)))
     }
 
@@ -156,7 +156,7 @@ impl Engine {
         let delay = r.shared.admit()?;
         let started = self.clock.monotonic();
         let s = &self.settings;
-        let (body, turn) = self.inflated(request.body).await?;
+        let (body, turn) = self.inflated(request.body, request.layers).await?;
         let large = turn.is_some();
         let unit = request.time_unit.map_or("", unit_name);
         let hash = || aside(large, || body_hash("msgpack", unit, &body));
@@ -192,7 +192,7 @@ impl Engine {
         let started = self.clock.monotonic();
         let s = &self.settings;
         let (database, dialect) = (request.database.as_str(), request.dialect);
-        let (body, turn) = self.inflated(request.body.clone()).await?;
+        let (body, turn) = self.inflated(request.body.clone(), request.layers).await?;
         let large = turn.is_some();
         let unit = request.unit();
         let hash = || aside(large, || body_hash(dialect.route(), &unit, &body));
@@ -509,22 +509,22 @@ mod tests {
         assert!(bomb.len() < LARGE_BODY / 10);
         let mut held = Vec::new();
         for _ in 0..cores {
-            let (body, turn) = engine.inflated(bomb.clone()).await.unwrap();
+            let (body, turn) = engine.inflated(bomb.clone(), 1).await.unwrap();
             assert_eq!(body.len(), 3 * LARGE_BODY);
             held.push(turn.unwrap());
         }
         for large in [bomb.clone(), Bytes::from(vec![0; LARGE_BODY + 1])] {
-            match engine.inflated(large).await {
+            match engine.inflated(large, 1).await {
                 Err(RequestError::Unavailable { reason: Reason::NotStored, .. }) => {}
                 other => panic!("{other:?}"),
             }
         }
         for (small, len) in [(gzip(LARGE_BODY), LARGE_BODY), (Bytes::from_static(b"x"), 1)] {
-            let (body, turn) = engine.inflated(small).await.unwrap();
+            let (body, turn) = engine.inflated(small, 1).await.unwrap();
             assert_eq!((body.len(), turn.is_none()), (len, true));
         }
         drop(held);
-        assert!(matches!(engine.inflated(gzip(4 * LARGE_BODY + 1)).await, Err(RequestError::TooLarge(_))));
+        assert!(matches!(engine.inflated(gzip(4 * LARGE_BODY + 1), 1).await, Err(RequestError::TooLarge(_))));
         assert_eq!(engine.large.available_permits(), cores);
     }
 
@@ -559,6 +559,7 @@ mod tests {
             time_unit: None,
             idempotency_key: key.map(str::to_owned),
             body: Bytes::from_static(body),
+            layers: 1,
             request_id: crate::http::RequestId::new("r").unwrap(),
         };
         // {"m": "t", "t": 1, "fields": {"f": 1}}, and the same with a text.

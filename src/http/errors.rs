@@ -24,6 +24,10 @@ pub(super) enum Failure {
     NotVerified(&'static str),
     /// A live token that may not do this.
     Forbidden(String),
+    /// An encoding of the body that is not undone here.
+    UnsupportedEncoding(String),
+    /// A body is expected, and nothing says how long it is.
+    LengthRequired,
     /// No room under `max_in_flight`.
     InFlight,
     /// No such path.
@@ -84,6 +88,8 @@ pub(super) fn response(failure: Failure, id: &RequestId, metrics: &Metrics, v1: 
     response
 }
 
+const NO_LENGTH: &str = "expected Content-Length or Transfer-Encoding: chunked, found neither; nothing was stored";
+
 fn answer(failure: Failure, id: &RequestId, metrics: &Metrics) -> (Response, String) {
     let counted = counted_as(&failure);
     metrics.reject(counted);
@@ -104,6 +110,8 @@ fn answer(failure: Failure, id: &RequestId, metrics: &Metrics) -> (Response, Str
         Failure::NoSuch(what) => return said(404, "not found", &what),
         Failure::NotFound => return said(404, "not found", "no such path"),
         Failure::MethodNotAllowed => return said(405, "method not allowed", "the method is not allowed for this path"),
+        Failure::UnsupportedEncoding(why) => return said(415, "unsupported media type", &why),
+        Failure::LengthRequired => return said(411, "length required", NO_LENGTH),
         Failure::Lines(refusal) => return lines(*refusal),
     };
     let reason = match &error {
@@ -169,6 +177,8 @@ fn counted_as(failure: &Failure) -> Rejected {
         Failure::Forbidden(_) => Rejected::Forbidden,
         Failure::NotFound | Failure::NoSuch(_) => Rejected::NotFound,
         Failure::MethodNotAllowed => Rejected::MethodNotAllowed,
+        Failure::UnsupportedEncoding(_) => Rejected::UnsupportedEncoding,
+        Failure::LengthRequired => Rejected::LengthRequired,
         Failure::Panicked => Rejected::Internal,
         Failure::Request(e) => match e {
             RequestError::Invalid(_) => Rejected::Invalid,

@@ -117,6 +117,8 @@ pub struct LineRequest {
     pub idempotency_key: Option<String>,
     /// The body as received, still compressed.
     pub body: Bytes,
+    /// How often it may be compressed; each layer is recognised by its first bytes.
+    pub layers: usize,
     /// For log lines.
     pub request_id: RequestId,
 }
@@ -181,7 +183,8 @@ pub(super) async fn write<B: Backend>(app: &App<B>, call: &mut Call, dialect: Di
 
     let (body, share) = call.body.read(app).await?;
     app.metrics.ingest_bytes_total.increment(body.len() as u64);
-    let request = LineRequest { database, dialect, precision, accept_partial, idempotency_key, body, request_id: call.id.clone() };
+    let layers = call.body.layers();
+    let request = LineRequest { database, dialect, precision, accept_partial, idempotency_key, body, layers, request_id: call.id.clone() };
     let outcome = app.backend.write_lines(request).await;
     drop(share);
 

@@ -16,6 +16,7 @@
 mod admit;
 mod auth;
 mod conn;
+mod encoding;
 pub mod engine;
 mod errors;
 pub mod lines;
@@ -126,6 +127,8 @@ pub struct WriteRequest {
     pub idempotency_key: Option<String>,
     /// The body as received, still compressed.
     pub body: Bytes,
+    /// How often it may be compressed; each layer is recognised by its first bytes.
+    pub layers: usize,
     /// For log lines.
     pub request_id: RequestId,
 }

@@ -160,9 +160,12 @@ async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) 
         }
     };
     let v1 = matches!(label, Route::WriteV1 | Route::Query);
+    let failed = result.is_err();
     let mut response = result.unwrap_or_else(|failure| errors::response(failure, &call.id, &app.metrics, v1));
-    if call.body.settle().await {
+    if call.body.settle(failed).await {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        // For a client of HTTP/1.0 that asked for it, hyper would put "keep-alive" beside it in an answer of version 1.1.
+        *response.version_mut() = call.head.version;
     }
     response.headers_mut().insert(X_REQUEST_ID, call.id.header());
 

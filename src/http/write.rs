@@ -28,7 +28,7 @@ pub(super) async fn msgpack<B: Backend>(app: &App<B>, call: &mut Call) -> Result
 
     let (body, share) = call.body.read(app).await?;
     app.metrics.ingest_bytes_total.increment(body.len() as u64);
-    let request = WriteRequest { database, time_unit, idempotency_key, body, request_id: call.id.clone() };
+    let request = WriteRequest { database, time_unit, idempotency_key, body, layers: call.body.layers(), request_id: call.id.clone() };
     let outcome = app.backend.write_msgpack(request).await;
     drop(share);
 

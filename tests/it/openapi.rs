@@ -81,7 +81,7 @@ fn security_is_what_the_table_of_routes_asks_for() {
             must.push("403");
         }
         if r.tier == Tier::Write {
-            must.extend(["204", "400", "413", "422", "500", "503"]);
+            must.extend(["204", "400", "411", "413", "415", "422", "500", "503"]);
         }
         for status in must {
             assert!(operation["responses"].get(status).is_some(), "{} {}: no {status}", r.method, r.path);

@@ -1,13 +1,13 @@
 //! Faults that outsiders found, by the number of their report. Each submodule covers one area and lists its cases; `docs/testing.md` has
 //! the same list for readers.
 
+mod damage;
+mod http;
 mod store;
 
 use std::path::Path;
 
 use super::known_errors::has_test;
-
-mod damage;
 
 /// A fault found from outside and the tests that hold its right value.
 pub(super) struct Case {
@@ -19,7 +19,7 @@ pub(super) struct Case {
     pub(super) tests: &'static [(&'static str, &'static str)],
 }
 
-const AREAS: &[&[Case]] = &[damage::CASES, store::CASES];
+const AREAS: &[&[Case]] = &[damage::CASES, http::CASES, store::CASES];
 
 #[test]
 fn every_case_names_tests_that_exist() {

@@ -138,12 +138,13 @@ struct Outcome {
 async fn write(engine: &Engine, key: Option<String>, body: Vec<u8>, dialect: Option<Dialect>) -> Result<Outcome, RequestError> {
     let (database, request_id) = (DATABASE.to_owned(), RequestId::new("sim").unwrap());
     let Some(dialect) = dialect else {
-        let request = WriteRequest { database, time_unit: None, idempotency_key: key, body: body.into(), request_id };
+        let request = WriteRequest { database, time_unit: None, idempotency_key: key, body: body.into(), layers: 1, request_id };
         let w = engine.write_msgpack(request).await?;
         return Ok(Outcome { sequence: w.sequence, replayed: w.replayed, status: 204, refused: None });
     };
     let precision = Precision::Micros;
-    let request = LineRequest { database, dialect, precision, accept_partial: true, idempotency_key: key, body: body.into(), request_id };
+    let request =
+        LineRequest { database, dialect, precision, accept_partial: true, idempotency_key: key, body: body.into(), layers: 1, request_id };
     let l = engine.write_lines(request).await?;
     assert_eq!(l.status == 204, l.report.bad == 0);
     let named: BTreeSet<u64> = l.report.details.iter().map(|d| d.line).collect();
