@@ -379,6 +379,7 @@ table! {
     Counter http_panics_total, Count, "Handlers that panicked; each was answered with 500";
     Counter http_accept_errors_total, Count, "Connections that could not be accepted";
     Gauge http_connections, Count, "Open connections";
+    Gauge http_lingering_connections, Count, "Open connections whose answer was given early; what they still send is discarded";
     Gauge http_ready, Count, "1 when GET /ready says that writes would be taken";
     Gauge http_in_flight_bytes, Bytes, "Bytes of request bodies that are being read or worked on";
     Histogram http_request_seconds [Route] (LATENCY), Seconds, "From the head of a request to its answer";

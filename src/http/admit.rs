@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Method;
@@ -11,9 +12,10 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::conn::{ConnState, DISCARD_LIMIT, DISCARD_TIME};
+use super::conn::ConnState;
 use super::encoding::BodyHead;
 use super::errors::Failure;
+use super::linger::Sender;
 use super::{App, Backend, Settings};
 use crate::decode::compression::{MAGIC_BYTES, is_compressed};
 use crate::error::RequestError;
@@ -29,6 +31,10 @@ const SMALL: usize = 1 << 20;
 const UNDECLARED: usize = 64 << 10;
 /// A body gets room for all that was declared once this part of it has come.
 const PROOF_PART: usize = 16;
+/// Rest of a body that is read before the answer goes out, so that the connection can go on.
+const SMALL_REST: u64 = 1 << 20;
+/// How long that may take.
+const SMALL_REST_TIME: Duration = Duration::from_secs(2);
 /// Least room for a body that comes in more than one piece.
 const FIRST: usize = 4 << 10;
 
@@ -296,17 +302,17 @@ impl Inbound {
         }
     }
 
-    /// Called when the answer stands: what is left of the body is read and thrown away if it is little, so that the
-    /// connection can go on; otherwise the connection has to end after the answer, which `true` says.
-    pub(super) async fn settle(&mut self, failed: bool) -> bool {
+    /// Called when the answer stands: what is left of the body is read and discarded if it is little, so that the connection can go on;
+    /// otherwise the connection lingers and ends after the answer, which `true` says.
+    pub(super) async fn settle(&mut self, failed: bool, sender: Sender) -> bool {
         if failed && self.unbounded {
-            self.conn.leave_unread();
+            self.conn.leave_unread(sender);
             return true;
         }
         if self.ended || self.body.is_end_stream() {
             return false;
         }
-        let little = self.declared().is_some_and(|n| n <= DISCARD_LIMIT as u64);
+        let little = self.declared().is_some_and(|n| n <= SMALL_REST);
         // Reading would tell a client that waits for "100 Continue" to send what nobody wants.
         if little && !self.waits_for_continue {
             let rest = async {
@@ -317,11 +323,11 @@ impl Inbound {
                 }
                 true
             };
-            if timeout(DISCARD_TIME, rest).await == Ok(true) {
+            if timeout(SMALL_REST_TIME, rest).await == Ok(true) {
                 return false;
             }
         }
-        self.conn.leave_unread();
+        self.conn.leave_unread(sender);
         true
     }
 }

@@ -21,16 +21,13 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Settings;
+use super::linger::{Lingering, Sender};
 
-/// Bytes read and thrown away so that the client sees an answer given before its whole body had come.
-pub(super) const DISCARD_LIMIT: usize = 1 << 20;
-/// How long that may take.
-pub(super) const DISCARD_TIME: Duration = Duration::from_secs(2);
 /// The timer looks at least this often, and no sleep is longer.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -72,7 +69,8 @@ pub(super) struct ConnState {
     deadline: AtomicU64,
     last_byte: AtomicU64,
     cut: AtomicBool,
-    unread: AtomicBool,
+    /// Bit 0: bytes were left unread; bit 1: their sender is known.
+    unread: AtomicU8,
 }
 
 fn ms(d: Duration) -> u64 {
@@ -93,7 +91,7 @@ impl ConnState {
             deadline: AtomicU64::new(header_ms),
             last_byte: AtomicU64::new(0),
             cut: AtomicBool::new(false),
-            unread: AtomicBool::new(false),
+            unread: AtomicU8::new(0),
         })
     }
 
@@ -150,9 +148,17 @@ impl ConnState {
         self.enter(Part::Idle, self.idle_ms);
     }
 
-    /// The answer goes out before the body has been read: read on for a while after it.
-    pub(super) fn leave_unread(&self) {
-        self.unread.store(true, Relaxed);
+    /// The answer goes out before the body has been read: linger after it.
+    pub(super) fn leave_unread(&self, sender: Sender) {
+        self.unread.store(if sender == Sender::Known { 3 } else { 1 }, Relaxed);
+    }
+
+    fn unread(&self) -> Option<Sender> {
+        match self.unread.load(Relaxed) {
+            0 => None,
+            1 => Some(Sender::Unknown),
+            _ => Some(Sender::Known),
+        }
     }
 
     /// Ends the connection without an answer. Never returns: the connection's task drops the caller.
@@ -243,7 +249,7 @@ pub(super) trait Http: Unpin {
 }
 
 /// Runs a connection to its end. It is asked to finish when `drain` turns true.
-pub(super) async fn drive(mut http: impl Http, state: &ConnState, mut drain: watch::Receiver<bool>) -> Ended {
+pub(super) async fn drive(mut http: impl Http, state: &ConnState, lingering: &Lingering, mut drain: watch::Receiver<bool>) -> Ended {
     let mut armed = state.due();
     let mut timer = std::pin::pin!(sleep_until(state.instant(armed)));
     let mut asked = false;
@@ -254,6 +260,10 @@ pub(super) async fn drive(mut http: impl Http, state: &ConnState, mut drain: wat
                 if let Poll::Ready(end) = http.poll(cx) {
                     if let Err(error) = end {
                         tracing::debug!(%error, "connection ended");
+                        if error.is_parse() {
+                            // hyper has answered a broken head, and a body may follow it.
+                            state.leave_unread(Sender::Unknown);
+                        }
                     }
                     return Poll::Ready(Ended::Done);
                 }
@@ -270,8 +280,10 @@ pub(super) async fn drive(mut http: impl Http, state: &ConnState, mut drain: wat
             }
         }
     };
-    if ended == Ended::Done && state.unread.load(Relaxed) {
-        discard(http.into_io().socket).await;
+    if ended == Ended::Done
+        && let Some(sender) = state.unread()
+    {
+        lingering.linger(http.into_io().socket, sender, &mut drain).await;
     }
     ended
 }
@@ -291,22 +303,4 @@ fn poll_due(state: &ConnState, mut timer: Pin<&mut Sleep>, armed: &mut u64, cx: 
         timer.as_mut().reset(state.instant(due));
     }
     Poll::Pending
-}
-
-/// Says that nothing more will be sent, then reads on until the client has closed too. Closing a socket with unread
-/// bytes resets the connection, and a reset may overtake the answer.
-async fn discard(mut socket: impl Stream) {
-    let reading = async {
-        socket.shutdown().await?;
-        let mut buf = vec![0; 16 << 10];
-        let mut left = DISCARD_LIMIT;
-        while left > 0 {
-            match socket.read(&mut buf).await? {
-                0 => break,
-                n => left = left.saturating_sub(n),
-            }
-        }
-        io::Result::Ok(())
-    };
-    let _ = tokio::time::timeout(DISCARD_TIME, reading).await;
 }

@@ -6,9 +6,8 @@
 //!   panicking handler is a 500, not the end of the server.
 //! * **Every resource is bounded** (`admit`, `server`): connections, the time a head, a body or an idle connection may
 //!   take, the size of a body, and the bytes of all bodies together.
-//! * **A client sees its answer.** An answer given before the whole body has come is followed by reading on for a
-//!   while, because closing a socket with unread bytes resets it and may take the answer with it. The exception is a
-//!   body that comes too slowly: the connection closes without an answer, because agents drop data on a 408.
+//! * **A client sees its answer.** After an answer given before the whole body has come, the connection lingers (`linger`). The exception is
+//!   a body that comes too slowly: the connection closes without an answer, because agents drop data on a 408.
 //!
 //! The way of a request: `server` accepts and drives the connection under the watch of `conn`, `routes` picks the row
 //! of the table, `auth` lets it pass or not, the row's handler runs (`write`, `lines`, `ops`, `tokens`), `errors` shapes what went wrong.
@@ -19,6 +18,7 @@ mod conn;
 mod encoding;
 pub mod engine;
 mod errors;
+mod linger;
 pub mod lines;
 mod ops;
 mod routes;
@@ -47,6 +47,7 @@ use crate::metrics::Metrics;
 use crate::types::{Sequence, TimeUnit};
 
 pub use lines::{Dialect, LineOutcome, LineRequest};
+pub use linger::LingerLimits;
 pub use routes::{ROUTES, RouteRow, Tier};
 pub use server::{Served, listen, serve, serve_stream, serve_tls};
 pub use tls::{Tls, TlsError};
@@ -72,6 +73,8 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// Connections at one time; more wait in the listener's backlog.
     pub max_connections: usize,
+    /// What is read and discarded after an answer that was given before the whole body had come.
+    pub linger: LingerLimits,
 }
 
 impl Default for Settings {
@@ -86,6 +89,7 @@ impl Default for Settings {
             idle_timeout: Duration::from_secs(120),
             shutdown_timeout: Duration::from_secs(30),
             max_connections: 4096,
+            linger: LingerLimits::default(),
         }
     }
 }
@@ -201,6 +205,7 @@ pub struct App<B> {
     settings: Settings,
     room: admit::Room,
     large_answers: ops::LargeAnswers,
+    lingering: linger::Lingering,
     ids: RequestIds,
     /// `None` without authentication.
     tokens: Option<Arc<Tokens>>,
@@ -221,6 +226,7 @@ impl<B: Backend> App<B> {
     pub fn with_tokens(backend: Arc<B>, metrics: Arc<Metrics>, settings: Settings, tokens: Option<Arc<Tokens>>) -> Arc<Self> {
         Arc::new(Self {
             backend,
+            lingering: linger::Lingering::new(settings.linger, settings.shutdown_timeout, &metrics),
             metrics,
             room: admit::Room::new(settings.max_in_flight),
             large_answers: ops::LargeAnswers::default(),

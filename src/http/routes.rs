@@ -21,6 +21,7 @@ use super::auth::{self, Grant};
 use super::conn::ConnState;
 use super::errors::{self, Failure};
 use super::lines::{self, Dialect};
+use super::linger::Sender;
 use super::tokens::{self, Deed};
 use super::{App, Backend, RequestId, ops, write};
 use crate::metrics::{Route, RouteStatus, StatusClass};
@@ -161,8 +162,10 @@ async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) 
     };
     let v1 = matches!(label, Route::WriteV1 | Route::Query);
     let failed = result.is_err();
+    let known = app.tokens.is_none() || matches!(call.grant, Grant::Token(_)) || matches!(result, Err(Failure::Forbidden(_)));
+    let sender = if known { Sender::Known } else { Sender::Unknown };
     let mut response = result.unwrap_or_else(|failure| errors::response(failure, &call.id, &app.metrics, v1));
-    if call.body.settle(failed).await {
+    if call.body.settle(failed, sender).await {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         // For a client of HTTP/1.0 that asked for it, hyper would put "keep-alive" beside it in an answer of version 1.1.
         *response.version_mut() = call.head.version;

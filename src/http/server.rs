@@ -99,17 +99,27 @@ pub async fn serve_tls<B: Backend>(
     let mut upkeep = interval(UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
+    // Accepted, without a slot yet.
+    let mut waiting = None;
     loop {
-        let next = next_connection(&listener, &slots, &app);
-        let (socket, slot) = tokio::select! {
+        let slot = tokio::select! {
             biased;
             () = &mut shutdown => break,
             _ = upkeep.tick() => {
                 app.metrics.upkeep();
                 continue;
             }
-            next = next => next,
+            slot = take_slot(&slots), if waiting.is_some() => slot,
+            socket = accept(&listener, &app), if waiting.is_none() => {
+                waiting = Some(socket);
+                if slots.available_permits() == 0 {
+                    app.lingering.give_way(true);
+                }
+                continue;
+            }
         };
+        app.lingering.give_way(false);
+        let Some(socket) = waiting.take() else { continue };
         while let Some(ended) = connections.try_join_next() {
             log_join(ended);
         }
@@ -160,15 +170,18 @@ fn log_join(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// A slot first, then a connection: what has no slot waits in the listener's backlog.
-async fn next_connection<B: Backend>(listener: &TcpListener, slots: &Arc<Semaphore>, app: &App<B>) -> (TcpStream, OwnedSemaphorePermit) {
-    let slot = match Arc::clone(slots).acquire_owned().await {
+async fn take_slot(slots: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    match Arc::clone(slots).acquire_owned().await {
         Ok(slot) => slot,
         Err(_closed) => std::future::pending().await,
-    };
+    }
+}
+
+/// The next connection. One waits here for a slot; those behind it wait in the listener's backlog.
+async fn accept<B: Backend>(listener: &TcpListener, app: &App<B>) -> TcpStream {
     loop {
         match listener.accept().await {
-            Ok((socket, _peer)) => return (socket, slot),
+            Ok((socket, _peer)) => return socket,
             Err(error) => {
                 app.metrics.http_accept_errors_total.increment(1);
                 if !of_one_connection(&error) {
@@ -215,7 +228,7 @@ async fn connection<B: Backend>(
 ) {
     let service = ConnService { router, state: Arc::clone(&state) };
     let io = TokioIo::new(Watched { socket, state: Arc::clone(&state) });
-    match drive(Http1(http.serve_connection(io, service)), &state, drain).await {
+    match drive(Http1(http.serve_connection(io, service)), &state, &app.lingering, drain).await {
         Ended::TooSlow(Part::Body) => {
             app.metrics.reject(Rejected::SlowBody);
             tracing::debug!("a body came too slowly");

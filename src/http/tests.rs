@@ -413,6 +413,9 @@ async fn refused_before_the_body() {
     answer.assert_error(503, "unavailable", Some("poisoned"));
     assert_eq!(answer.header("connection"), Some("close"));
     assert!(client.answer(false).await.is_none());
+    // The same to one that writes everything before it reads.
+    let mut client = server.client().await;
+    client.post("", vec![0; 20 << 20]).await.assert_error(503, "unavailable", Some("poisoned"));
     assert!(server.backend.seen.lock().unwrap().is_empty());
 }
 

@@ -1,5 +1,7 @@
 //! What clients send and hear at the edge of HTTP: encodings, lengths, refusals, credentials.
 
+use std::time::{Duration, Instant};
+
 use super::Case;
 use crate::msgpack::{columnar, gzip, ints, zstd};
 use crate::server::{Client, Place, Reply, Server};
@@ -21,6 +23,17 @@ pub(super) const CASES: &[Case] = &[
         id: "A3",
         kind: "a body whose length is not given, taken for none",
         tests: &[(HERE, "write_without_a_length_is_411_and_its_body_is_no_request")],
+    },
+    Case {
+        id: "A7",
+        kind: "a refusal that a client which writes before it reads never sees",
+        tests: &[
+            (HERE, "early_answers_are_heard_by_a_client_that_writes_its_whole_body_first"),
+            (HERE, "lingering_connections_give_way_to_new_ones_and_to_a_stop"),
+            ("src/http/linger.rs", "bytes_have_a_limit_that_is_lower_for_unknown_senders"),
+            ("src/http/linger.rs", "time_and_pauses_have_limits"),
+            ("src/http/linger.rs", "no_more_than_the_bound_and_not_beyond_a_shutdown"),
+        ],
     },
 ];
 
@@ -152,4 +165,96 @@ fn write_without_a_length_is_411_and_its_body_is_no_request() {
             assert_eq!(client.receive(false).unwrap().status, 200, "{path}");
         }
     }
+}
+
+const TOKEN: &str = "an-admin-token-of-thirty-two-characters-or-more";
+
+fn with_tokens(place: &Place, more: &[&str]) -> Server {
+    let sets: Vec<&str> = ["auth.enabled=true"].iter().chain(more).copied().collect();
+    let mut server = place.launch_with(&sets, &[("ARC_AUTH_BOOTSTRAP_TOKEN", TOKEN)]);
+    server.wait_ready();
+    server
+}
+
+/// More than the two socket buffers of a loopback connection hold, and less than is discarded of an unknown client.
+const UNREAD: usize = 12 << 20;
+
+/// Writes the whole request before it reads the answer.
+fn write_first(server: &Server, head: &str, body: &[u8]) -> Reply {
+    let mut client = Client::connect(server.addr).unwrap();
+    client.send(head.as_bytes()).unwrap();
+    client.send(body).unwrap_or_else(|e| panic!("{head}: the body could not be written: {e}"));
+    let r = client.receive(false).unwrap_or_else(|e| panic!("{head}: no answer: {e}"));
+    assert_eq!(r.header("connection"), Some("close"), "{r}");
+    r
+}
+
+#[test]
+fn early_answers_are_heard_by_a_client_that_writes_its_whole_body_first() {
+    let place = Place::new();
+    let server = with_tokens(&place, &[]);
+    let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
+    let made = server.call(
+        "POST",
+        "/api/v1/auth/tokens",
+        &[("Authorization", &format!("Bearer {TOKEN}"))],
+        br#"{"name": "other", "permissions": ["write"], "databases": ["other"]}"#,
+    );
+    let limited = format!("Authorization: Bearer {}\r\n", made.json()["token"].as_str().unwrap_or_else(|| panic!("{made}")));
+    let length = format!("Content-Length: {UNREAD}\r\n");
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let body = vec![b'x'; UNREAD];
+    let chunks = [b"10000\r\n", &body[..65536], b"\r\n"].concat().repeat(UNREAD / 65536);
+    for (line, headers, body, status) in [
+        ("POST /write?db=1bad", format!("{bearer}{length}"), &body, 400),
+        ("POST /api/v1/write/msgpack?db=1bad", format!("{bearer}{chunked}"), &chunks, 400),
+        ("POST /write?db=d", length.clone(), &body, 401),
+        ("POST /write?db=d", chunked.to_owned(), &chunks, 401),
+        ("POST /write?db=d", format!("{limited}{length}"), &body, 403),
+        ("POST /nowhere", length.clone(), &body, 404),
+        ("PUT /write?db=d", length.clone(), &body, 405),
+        ("POST /write?db=d", bearer.clone(), &body, 411),
+        ("POST /write?db=d", format!("{bearer}{length}"), &body, 413),
+        ("POST /api/v2/write?bucket=d", format!("{bearer}{chunked}"), &chunks, 413),
+        ("POST /write?db=d", format!("{bearer}{length}Content-Encoding: snappy\r\n"), &body, 413),
+        ("POST /write?db=d", format!("{bearer}{chunked}Content-Encoding: snappy\r\n"), &chunks, 415),
+    ] {
+        let r = write_first(&server, &format!("{line} HTTP/1.1\r\nHost: x\r\n{headers}\r\n"), body);
+        assert_eq!(r.status, status, "{line} {headers}: {r}");
+    }
+    // hyper answers broken heads by itself.
+    for head in [format!("POST /write HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(40_000)), "POST  /write\r\n\r\n".to_owned()] {
+        let mut client = Client::connect(server.addr).unwrap();
+        client.send(head.as_bytes()).unwrap();
+        client.send(&body).unwrap();
+        assert!([400, 431].contains(&client.receive(false).unwrap().status));
+    }
+    let big = vec![b'x'; 40 << 20];
+    let r =
+        write_first(&server, &format!("POST /write?db=1bad HTTP/1.1\r\nHost: x\r\n{bearer}Content-Length: {}\r\n\r\n", big.len()), &big);
+    assert_eq!(r.status, 400, "with a token more is discarded: {r}");
+    server.stop();
+}
+
+#[test]
+fn lingering_connections_give_way_to_new_ones_and_to_a_stop() {
+    let place = Place::new();
+    let server = with_tokens(&place, &["server.max_connections=4"]);
+    let refused = || {
+        let mut client = Client::connect(server.addr).unwrap();
+        client.send(b"POST /write?db=d HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\nx").unwrap();
+        assert_eq!(client.receive(false).unwrap().status, 401);
+        client
+    };
+    // Each is answered and goes on sending; none of them keeps a healthy client waiting.
+    let held: Vec<Client> = (0..4).map(|_| refused()).collect();
+    let begun = Instant::now();
+    assert_eq!(server.get("/health").status, 200);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    drop(held);
+    let held: Vec<Client> = (0..3).map(|_| refused()).collect();
+    let begun = Instant::now();
+    server.stop();
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    drop(held);
 }
