@@ -6,6 +6,7 @@ pub mod columns;
 pub mod control;
 mod deferred;
 mod encodings;
+mod footer;
 pub mod lake;
 pub mod name;
 mod outputs;

@@ -23,6 +23,7 @@ use crate::types::{ColumnType, Hour, Sequence};
 
 use super::chunk::{self, Codec};
 use super::columns::{OpenSlice, RowGroup, SchemaColumn};
+use super::footer;
 use super::name::Layout;
 use super::slices::{Payloads, SliceRef, Targets, check, first_time};
 
@@ -103,10 +104,16 @@ struct Output<'a> {
     hash: Sha256,
     bytes: u64,
     failed: Option<io::Error>,
+    /// Some: what is written is kept here, see [`File::close`].
+    held: Option<Vec<u8>>,
 }
 
 impl Write for Output<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if let Some(held) = &mut self.held {
+            held.extend_from_slice(buf);
+            return Ok(buf.len());
+        }
         match self.inner.write(buf) {
             Ok(n) => {
                 self.hash.update(buf.get(..n).unwrap_or_default());
@@ -143,7 +150,7 @@ pub fn build(
     let columns = ordered_columns(spec);
     let mut set_aside = Vec::new();
     let slices = in_time_order(spec.hour, slices, payloads, skip, &mut set_aside);
-    let mut output = Output { inner: out, hash: Sha256::new(), bytes: 0, failed: None };
+    let mut output = Output { inner: out, hash: Sha256::new(), bytes: 0, failed: None, held: None };
     let rows = write_file(spec, &columns, &slices, payloads, &mut set_aside, &mut output);
     match (rows, output.failed) {
         (_, Some(e)) => Err(BuildError::Io(e)),
@@ -368,6 +375,7 @@ impl<'a, 'o> File<'a, 'o> {
         Ok(rows)
     }
 
+    /// Writes the footer. It is held back to name another order of the columns than the `parquet` crate does, see [`footer`].
     fn close(mut self, spec: &OutputSpec, rows: u64) -> Result<(), ParquetError> {
         let own = [
             ("arc.database", spec.database.clone()),
@@ -379,7 +387,12 @@ impl<'a, 'o> File<'a, 'o> {
         for (k, v) in given.chain(own) {
             self.writer.append_key_value_metadata(KeyValue::new(k.to_owned(), v));
         }
-        self.writer.close()?;
+        let columns = self.writer.schema_descr().num_columns();
+        self.writer.inner_mut().held = Some(Vec::new());
+        let output = self.writer.into_inner()?;
+        let mut held = output.held.take().unwrap_or_default();
+        footer::set_type_order(&mut held, columns)?;
+        output.write_all(&held)?;
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use ::parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
-use ::parquet::basic::Encoding;
+use ::parquet::basic::{ColumnOrder, Encoding};
 use ::parquet::file::statistics::Statistics;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampMicrosecondType};
@@ -604,6 +604,22 @@ fn bounds_hold_for_zeros_of_either_sign_and_are_left_out_where_nan_is() {
         assert!(zeros.0.unwrap().is_sign_negative() && zeros.1.unwrap().is_sign_positive(), "{codec:?}");
         assert_eq!(of(1).2, Some(1));
         assert!(floats(&read(&file), "some")[0].unwrap().is_nan());
+    }
+}
+
+#[test]
+fn order_of_every_column_is_the_one_of_its_type() {
+    let mut log = Log::default();
+    let names: Vec<String> = (0..20).map(|i| format!("f{i:02}")).collect();
+    for columns in [1, 13, 14, 15, 20] {
+        let names = &names[..columns];
+        let s = log.one(0, vec![0], names.iter().map(|n| col(n, Values::Float64(vec![1.5]))).collect());
+        let schema: Vec<(&str, ColumnType)> = names.iter().map(|n| (n.as_str(), Float64)).collect();
+        let (_, file) = run(&spec(0, &schema), &[s], &log);
+        let m = metadata(&file);
+        let orders = m.metadata().file_metadata().column_orders().unwrap();
+        assert_eq!(orders.len(), columns + 1);
+        assert!(orders.iter().all(|o| matches!(o, ColumnOrder::TYPE_DEFINED_ORDER(_))), "{orders:?}");
     }
 }
 
