@@ -89,7 +89,9 @@ impl NodeSettings {
         self.idempotency_max_keys = self.idempotency_max_keys.max(DRAIN_KEYS);
         if let Some(w) = &left.writer {
             let plan = &mut self.compact.plan;
-            plan.writer = PlanWriter { version: plan.writer.version.clone(), ..w.clone() };
+            // A plan of format 1.0 names no encoding: nobody has asked for one.
+            let encoding = w.encoding.clone().or_else(|| plan.writer.encoding.clone());
+            plan.writer = PlanWriter { version: plan.writer.version.clone(), encoding, ..w.clone() };
             plan.layout = if w.layout == "arc" { Layout::Arc } else { Layout::Hive };
         }
         self

@@ -278,7 +278,14 @@ impl Now {
             first_sequence: first,
             last_sequence: last,
             inputs: vec![PlanInput { segment: self.segment, salt: 7, end: 12288, first_sequence: first, last_sequence: last }],
-            writer: PlanWriter { version: "x".into(), compression: "zstd".into(), level: 1, row_group_rows: 9, layout: "hive".into() },
+            writer: PlanWriter {
+                version: "x".into(),
+                compression: "zstd".into(),
+                level: 1,
+                row_group_rows: 9,
+                layout: "hive".into(),
+                encoding: None,
+            },
             schemas: vec![PlanSchema {
                 database: "db".into(),
                 table: "t".into(),

@@ -200,6 +200,7 @@ fn compact_settings(config: &Config) -> CompactSettings {
                 level: c.level,
                 row_group_rows: c.row_group_rows as u64,
                 layout: config.storage.layout.to_string(),
+                encoding: Some(c.encoding.to_string()),
             },
             layout,
         },

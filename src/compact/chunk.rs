@@ -5,9 +5,11 @@
 //! `parquet` crate writes page headers, row groups and the footer. Every compression takes this one path, so that
 //! its memory is bounded in one place: the column, its finished chunk, and one page twice (see `docs/memory.md`).
 
+use std::io::Write as _;
+
 use arrow::buffer::BooleanBuffer;
 use bytes::Bytes;
-use parquet::basic::{Compression, Encoding, PageType};
+use parquet::basic::{Compression, Encoding, GzipLevel, PageType, ZstdLevel};
 use parquet::column::page::{CompressedPage, Page, PageWriter as _};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::data_type::ByteArray;
@@ -19,7 +21,7 @@ use parquet::schema::types::ColumnDescPtr;
 
 use super::columns::{Column, Values};
 use super::encodings::{put_delta, put_hybrid, put_levels, put_plain, put_split, put_strings, width_of};
-use super::parquet::Codecs;
+use super::parquet::{Codecs, Encodings};
 use super::strings::StrView;
 
 /// Rows of a page: a multiple of eight, so that pages begin at whole bytes of the validity bits. 8 bytes each make 1 MiB.
@@ -36,11 +38,12 @@ const DELTA_BITS: u32 = 48;
 type Result<T> = std::result::Result<T, ParquetError>;
 
 /// Compresses pages.
-pub(super) enum Codec {
+enum Codec {
     None,
     Zstd(Box<zstd::bulk::Compressor<'static>>),
     Snappy(Box<snap::raw::Encoder>),
     Lz4,
+    Gzip(flate2::Compression),
 }
 
 /// Levels from this on would take hundreds of megabytes for a page as large as their window.
@@ -51,11 +54,12 @@ const WINDOW_LOG: u32 = 22;
 impl Codec {
     /// # Errors
     /// A level that zstd does not have.
-    pub(super) fn new(compression: Codecs) -> Result<Self> {
+    fn new(compression: Codecs) -> Result<Self> {
         Ok(match compression {
             Codecs::None => Self::None,
             Codecs::Snappy => Self::Snappy(Box::new(snap::raw::Encoder::new())),
             Codecs::Lz4 => Self::Lz4,
+            Codecs::Gzip(level) => Self::Gzip(flate2::Compression::new(level)),
             Codecs::Zstd(level) => {
                 let mut z = zstd::bulk::Compressor::new(level)?;
                 if level >= LARGE_WINDOW_LEVEL {
@@ -72,13 +76,45 @@ impl Codec {
             Self::Zstd(z) => z.compress(body)?,
             Self::Snappy(s) => s.compress_vec(body).map_err(|e| ParquetError::External(Box::new(e)))?,
             Self::Lz4 => lz4_flex::block::compress(body),
+            Self::Gzip(level) => {
+                let mut z = flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 2), *level);
+                z.write_all(body)?;
+                z.finish()?
+            }
         })
+    }
+}
+
+/// Turns columns into column chunks, all with one compression and one set of encodings.
+pub(super) struct Encoder {
+    codec: Codec,
+    /// The codec as the file's metadata names it.
+    compression: Compression,
+    encodings: Encodings,
+}
+
+impl Encoder {
+    /// # Errors
+    /// A level that the codec does not have.
+    pub(super) fn new(codec: Codecs, encodings: Encodings) -> Result<Self> {
+        let compression = match codec {
+            Codecs::None => Compression::UNCOMPRESSED,
+            Codecs::Snappy => Compression::SNAPPY,
+            Codecs::Lz4 => Compression::LZ4_RAW,
+            Codecs::Gzip(level) => Compression::GZIP(GzipLevel::try_new(level)?),
+            Codecs::Zstd(level) => Compression::ZSTD(ZstdLevel::try_new(level)?),
+        };
+        Ok(Self { codec: Codec::new(codec)?, compression, encodings })
+    }
+
+    pub(super) fn compression(&self) -> Compression {
+        self.compression
     }
 }
 
 struct Pages<'c> {
     out: TrackedWrite<Vec<u8>>,
-    codec: &'c mut Codec,
+    encoder: &'c mut Encoder,
     uncompressed: usize,
     dictionary_at: Option<u64>,
     data_at: Option<u64>,
@@ -86,12 +122,12 @@ struct Pages<'c> {
 }
 
 impl<'c> Pages<'c> {
-    fn new(codec: &'c mut Codec) -> Self {
-        Self { out: TrackedWrite::new(Vec::new()), codec, uncompressed: 0, dictionary_at: None, data_at: None, data_pages: 0 }
+    fn new(encoder: &'c mut Encoder) -> Self {
+        Self { out: TrackedWrite::new(Vec::new()), encoder, uncompressed: 0, dictionary_at: None, data_at: None, data_pages: 0 }
     }
 
     fn write(&mut self, body: &[u8], page: impl FnOnce(Bytes) -> Page) -> Result<u64> {
-        let buf = Bytes::from(self.codec.compress(body)?);
+        let buf = Bytes::from(self.encoder.codec.compress(body)?);
         let spec = SerializedPageWriter::new(&mut self.out).write_page(CompressedPage::new(page(buf), body.len()))?;
         self.uncompressed += spec.uncompressed_size;
         Ok(spec.offset)
@@ -123,13 +159,9 @@ impl<'c> Pages<'c> {
 ///
 /// # Errors
 /// What the compressor or the page writer says; writing goes to memory.
-pub(super) fn encode(
-    desc: &ColumnDescPtr,
-    column: &Column<'_>,
-    codec: &mut Codec,
-    compression: Compression,
-) -> Result<(Bytes, ColumnCloseResult)> {
-    let mut pages = Pages::new(codec);
+pub(super) fn encode(desc: &ColumnDescPtr, column: &Column<'_>, encoder: &mut Encoder) -> Result<(Bytes, ColumnCloseResult)> {
+    let compression = encoder.compression;
+    let mut pages = Pages::new(encoder);
     let bits = column.validity.as_ref().filter(|v| v.has_false());
     let nullable = desc.max_def_level() > 0;
     let (encoding, statistics) = match &column.values {
@@ -252,12 +284,12 @@ fn float64(pages: &mut Pages<'_>, v: &[f64], bits: Option<&BooleanBuffer>, nulla
     let (mut lo, mut hi) = (f64::INFINITY, f64::NEG_INFINITY);
     let (mut any, mut nan) = (false, false);
     let mut tmp = Vec::new();
-    let split = match &mut pages.codec {
-        Codec::None | Codec::Snappy(_) | Codec::Lz4 => false,
-        Codec::Zstd(z) => {
+    let split = match (pages.encoder.encodings, &mut pages.encoder.codec) {
+        (Encodings::Compatible, _) | (_, Codec::None) => false,
+        (Encodings::Compact, codec) => {
             let n = v.len().min(SAMPLE);
             let valid = bits.map(|b| b.slice(0, n));
-            splits_well(z, present(v.get(..n).unwrap_or_default(), valid.as_ref(), &mut tmp))?
+            splits_well(codec, present(v.get(..n).unwrap_or_default(), valid.as_ref(), &mut tmp))?
         }
     };
     let encoding = if split { Encoding::BYTE_STREAM_SPLIT } else { Encoding::PLAIN };
@@ -292,13 +324,13 @@ fn float64(pages: &mut Pages<'_>, v: &[f64], bits: Option<&BooleanBuffer>, nulla
 }
 
 /// True when the bytes of the doubles, regrouped by their place, compress to clearly less than the doubles.
-fn splits_well(z: &mut zstd::bulk::Compressor<'_>, sample: &[f64]) -> Result<bool> {
+fn splits_well(codec: &mut Codec, sample: &[f64]) -> Result<bool> {
     let mut body = Vec::with_capacity(sample.len() * 8);
     put_plain(&mut body, sample, f64::to_le_bytes);
-    let plain = z.compress(&body)?.len();
+    let plain = codec.compress(&body)?.len();
     body.clear();
     put_split(&mut body, sample);
-    Ok(z.compress(&body)?.len() < plain / 10 * 9)
+    Ok(codec.compress(&body)?.len() < plain / 10 * 9)
 }
 
 fn boolean(pages: &mut Pages<'_>, v: &BooleanBuffer, bits: Option<&BooleanBuffer>, nullable: bool) -> Encoded {

@@ -1,7 +1,7 @@
 //! The Parquet encodings that this server writes: PLAIN, RLE/bit-packed hybrid, DELTA_BINARY_PACKED,
 //! BYTE_STREAM_SPLIT.
 //!
-//! Pure: values in, bytes appended. All are known to the readers in use (DuckDB, pyarrow, Polars, Spark).
+//! Pure: values in, bytes appended. Which readers know which of them: docs/reading.md.
 
 use crate::format::bytes::Writer as _;
 

@@ -267,6 +267,7 @@ impl Server {
             level: 1,
             row_group_rows: 1 << 20,
             layout: "hive".into(),
+            encoding: Some("compatible".into()),
         };
         let compact = Settings {
             trigger_size: 24 << 10,

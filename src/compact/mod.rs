@@ -29,5 +29,5 @@ mod tests;
 
 pub use columns::SchemaColumn;
 pub use name::{Layout, object_name};
-pub use parquet::{BuildError, Built, CREATED_BY, Codecs, OutputSpec, SetAside, WriterSettings, build};
+pub use parquet::{BuildError, Built, CREATED_BY, Codecs, Encodings, OutputSpec, SetAside, WriterSettings, build};
 pub use slices::{Payloads, SliceRef};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use super::SchemaColumn;
 use super::builder::{Ready, SUSPICIONS, Stop, Trouble, build_one, hex, try_each};
 use super::name::Layout;
-use super::parquet::{Codecs, OutputSpec, WriterSettings};
+use super::parquet::{Codecs, Encodings, OutputSpec, WriterSettings};
 use super::plan::Slices;
 use super::quarantine::{self, Quarantined};
 use super::worker::{Compactor, Current, commit_entry, same};
@@ -31,8 +31,10 @@ impl Compactor {
             "none" => Codecs::None,
             "snappy" => Codecs::Snappy,
             "lz4" => Codecs::Lz4,
+            "gzip" => Codecs::Gzip(w.level.unsigned_abs()),
             _ => Codecs::Zstd(w.level),
         };
+        let encodings = if w.encoding.as_deref() == Some("compatible") { Encodings::Compatible } else { Encodings::Compact };
         let metadata = [
             ("arc.log_uuid", self.shared.log.to_string()),
             ("arc.plan", plan.plan.to_string()),
@@ -47,6 +49,7 @@ impl Compactor {
             columns,
             settings: WriterSettings {
                 compression,
+                encodings,
                 row_group_rows: w.row_group_rows as usize,
                 row_group_bytes: self.settings.row_group_bytes,
             },

@@ -11,17 +11,15 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use parquet::arrow::ArrowSchemaConverter;
 use parquet::arrow::add_encoded_arrow_schema_to_metadata;
-use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, SortingColumn};
-use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::types::ColumnPath;
 use sha2::{Digest, Sha256};
 
 use crate::types::{ColumnType, Hour, Sequence};
 
-use super::chunk::{self, Codec};
+use super::chunk::{self, Encoder};
 use super::columns::{OpenSlice, RowGroup, SchemaColumn};
 use super::footer;
 use super::name::Layout;
@@ -36,13 +34,25 @@ pub enum Codecs {
     None,
     Snappy,
     Lz4,
+    /// Level 1 to 9.
+    Gzip(u32),
     /// Level 1 to 22.
     Zstd(i32),
+}
+
+/// Which encodings of values a file may have (`compaction.encoding`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Encodings {
+    /// Those that every reader of the matrix reads (tests/system/readers.py): PLAIN, dictionary, DELTA_BINARY_PACKED.
+    Compatible,
+    /// BYTE_STREAM_SPLIT too, where it makes doubles smaller.
+    Compact,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WriterSettings {
     pub compression: Codecs,
+    pub encodings: Encodings,
     /// Most rows of a row group; at least 1.
     pub row_group_rows: usize,
     /// Bytes of raw columns after which a row group ends. It may be passed by an eighth, and by the strings of one
@@ -52,7 +62,7 @@ pub struct WriterSettings {
 
 impl Default for WriterSettings {
     fn default() -> Self {
-        Self { compression: Codecs::Zstd(1), row_group_rows: 1 << 20, row_group_bytes: 128 << 20 }
+        Self { compression: Codecs::Zstd(1), encodings: Encodings::Compatible, row_group_rows: 1 << 20, row_group_bytes: 128 << 20 }
     }
 }
 
@@ -323,19 +333,12 @@ impl Budget {
 /// The file in progress.
 struct File<'a, 'o> {
     writer: SerializedFileWriter<&'a mut Output<'o>>,
-    codec: Codec,
-    compression: Compression,
+    encoder: Encoder,
 }
 
 impl<'a, 'o> File<'a, 'o> {
     fn new(spec: &OutputSpec, columns: &[FileColumn], output: &'a mut Output<'o>) -> Result<Self, ParquetError> {
-        let compression = match spec.settings.compression {
-            Codecs::None => Compression::UNCOMPRESSED,
-            Codecs::Zstd(level) => Compression::ZSTD(ZstdLevel::try_new(level)?),
-            Codecs::Snappy => Compression::SNAPPY,
-            Codecs::Lz4 => Compression::LZ4_RAW,
-        };
-        let codec = Codec::new(spec.settings.compression)?;
+        let encoder = Encoder::new(spec.settings.compression, spec.settings.encodings)?;
         let mut fields = vec![Field::new("time", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false)];
         fields.extend(columns.iter().map(|c| Field::new(&c.stored, data_type(c.column.ty), true)));
         let arrow = Arc::new(Schema::new(fields));
@@ -343,22 +346,13 @@ impl<'a, 'o> File<'a, 'o> {
         let mut props = WriterProperties::builder()
             .set_created_by(CREATED_BY.to_owned())
             .set_writer_version(WriterVersion::PARQUET_1_0)
-            .set_compression(compression)
-            .set_statistics_enabled(EnabledStatistics::Chunk)
+            .set_compression(encoder.compression())
             .set_offset_index_disabled(true)
-            .set_max_row_group_row_count(None)
-            .set_dictionary_page_size_limit(1 << 30)
-            .set_data_page_row_count_limit(1 << 17)
-            .set_dictionary_enabled(false)
             .set_sorting_columns(Some(vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]))
-            .set_column_encoding(ColumnPath::from("time"), Encoding::DELTA_BINARY_PACKED);
-        for c in columns.iter().filter(|c| matches!(c.column.ty, ColumnType::Utf8 | ColumnType::Binary)) {
-            props = props.set_column_dictionary_enabled(ColumnPath::new(vec![c.stored.clone()]), true);
-        }
-        let mut props = props.build();
+            .build();
         add_encoded_arrow_schema_to_metadata(&arrow, &mut props);
         let writer = SerializedFileWriter::new(output, parquet.root_schema_ptr(), Arc::new(props))?;
-        Ok(Self { writer, codec, compression })
+        Ok(Self { writer, encoder })
     }
 
     /// Writes the gathered rows as one row group; returns their number.
@@ -368,7 +362,7 @@ impl<'a, 'o> File<'a, 'o> {
         let mut out = self.writer.next_row_group()?;
         group.finish(|i, column| {
             let desc = schema.get(i).ok_or_else(|| ParquetError::General("a column too many".to_owned()))?;
-            let (chunk, close) = chunk::encode(desc, &column, &mut self.codec, self.compression)?;
+            let (chunk, close) = chunk::encode(desc, &column, &mut self.encoder)?;
             out.append_column(&chunk, close)
         })?;
         out.close()?;

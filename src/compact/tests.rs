@@ -10,7 +10,7 @@ use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampMicrosecondTyp
 
 use super::columns::SchemaColumn;
 use super::name::Layout;
-use super::parquet::{BuildError, Built, Codecs, OutputSpec, WriterSettings, build};
+use super::parquet::{BuildError, Built, Codecs, Encodings, OutputSpec, WriterSettings, build};
 use super::slices::{Payloads, SliceRef};
 use crate::batch::{Bits, Column, Strings, TableBatch, ValidBatch, Values};
 use crate::format::payload::encode;
@@ -116,7 +116,7 @@ fn texts(b: &RecordBatch, name: &str) -> Vec<Option<String>> {
 
 use ColumnType::{Binary, Bool, Float64, Int64, Utf8};
 
-const ALL: [Codecs; 4] = [Codecs::None, Codecs::Zstd(1), Codecs::Snappy, Codecs::Lz4];
+const ALL: [Codecs; 5] = [Codecs::None, Codecs::Zstd(1), Codecs::Snappy, Codecs::Gzip(6), Codecs::Lz4];
 
 #[test]
 fn time_then_tags_then_fields_each_by_name() {
@@ -515,7 +515,7 @@ fn more_distinct_strings_than_a_slice_can_code() {
             vec![col("s", Values::Utf8Dict { codes, dictionary })],
         ));
     }
-    for codec in [Codecs::Zstd(1), Codecs::Lz4] {
+    for codec in ALL {
         let mut spec = spec(0, &[("s", Utf8)]);
         spec.settings.compression = codec;
         let (_, file) = run(&spec, &slices, &log);
@@ -587,11 +587,14 @@ fn bounds_hold_for_zeros_of_either_sign_and_are_left_out_where_nan_is() {
     let columns = vec![
         col("some", Values::Float64(vec![f64::NAN, 1.0, 2.0])),
         col("zeros", Values::Float64(vec![0.0, -0.0, 0.0])),
+        col("nan", Values::Float64(vec![f64::NAN, -f64::NAN, f64::NAN])),
+        col("plus", Values::Float64(vec![0.0, 1.0, 2.0])),
+        col("minus", Values::Float64(vec![-1.0, -0.0, f64::NEG_INFINITY])),
         nullable("null", Values::Float64(vec![f64::NAN, 1.0, 2.0]), &[false, true, true]),
     ];
     let s = log.one(0, vec![0, 1, 2], columns);
     for codec in ALL {
-        let mut spec = spec(0, &[("some", Float64), ("zeros", Float64), ("null", Float64)]);
+        let mut spec = spec(0, &["some", "zeros", "null", "nan", "plus", "minus"].map(|n| (n, Float64)));
         spec.settings.compression = codec;
         let (_, file) = run(&spec, &[s], &log);
         let m = metadata(&file);
@@ -599,10 +602,15 @@ fn bounds_hold_for_zeros_of_either_sign_and_are_left_out_where_nan_is() {
             Some(Statistics::Double(s)) => (s.min_opt().copied(), s.max_opt().copied(), s.null_count_opt()),
             other => panic!("{other:?}"),
         };
-        let (some, zeros) = (of(2), of(3));
-        assert_eq!(some, (None, None, Some(0)), "{codec:?}");
-        assert!(zeros.0.unwrap().is_sign_negative() && zeros.1.unwrap().is_sign_positive(), "{codec:?}");
-        assert_eq!(of(1).2, Some(1));
+        let bits = |(min, max, nulls): (Option<f64>, Option<f64>, Option<u64>)| (min.map(f64::to_bits), max.map(f64::to_bits), nulls);
+        let bounds = |min: f64, max: f64, nulls| (Some(min.to_bits()), Some(max.to_bits()), Some(nulls));
+        // By name: minus, nan, null, plus, some, zeros.
+        assert_eq!(bits(of(1)), bounds(f64::NEG_INFINITY, 0.0, 0), "{codec:?}");
+        assert_eq!(bits(of(2)), (None, None, Some(0)), "{codec:?}");
+        assert_eq!(bits(of(3)), bounds(1.0, 2.0, 1), "{codec:?}");
+        assert_eq!(bits(of(4)), bounds(-0.0, 2.0, 0), "{codec:?}");
+        assert_eq!(bits(of(5)), (None, None, Some(0)), "{codec:?}");
+        assert_eq!(bits(of(6)), bounds(-0.0, 0.0, 0), "{codec:?}");
         assert!(floats(&read(&file), "some")[0].unwrap().is_nan());
     }
 }
@@ -624,19 +632,23 @@ fn order_of_every_column_is_the_one_of_its_type() {
 }
 
 #[test]
-fn doubles_whose_bytes_compress_better_apart_are_split() {
+fn doubles_whose_bytes_compress_better_apart_are_split_in_compact_files() {
     let mut log = Log::default();
     let v: Vec<f64> = (0..300_000).map(|i| 50.0 + f64::from(i % 977) * 1.1 + f64::from(i) / 7.0).collect();
     let valid: Vec<bool> = (0..300_000).map(|i| i % 10 != 3).collect();
     let s =
         log.one(0, (0..300_000).collect(), vec![col("f", Values::Float64(v.clone())), nullable("g", Values::Float64(v.clone()), &valid)]);
-    let (_, file) = run(&spec(0, &[("f", Float64), ("g", Float64)]), &[s], &log);
-    let m = metadata(&file);
-    let split = |i: usize| m.metadata().row_group(0).column(i).encodings().any(|e| e == Encoding::BYTE_STREAM_SPLIT);
-    assert!(split(1) && split(2));
-    let b = read(&file);
-    assert_eq!(floats(&b, "f"), v.iter().copied().map(Some).collect::<Vec<_>>());
-    assert_eq!(floats(&b, "g"), v.iter().zip(&valid).map(|(v, ok)| ok.then_some(*v)).collect::<Vec<_>>());
+    for (encodings, expected) in [(Encodings::Compact, true), (Encodings::Compatible, false)] {
+        let mut spec = spec(0, &[("f", Float64), ("g", Float64)]);
+        spec.settings.encodings = encodings;
+        let (_, file) = run(&spec, &[s], &log);
+        let m = metadata(&file);
+        let split = |i: usize| m.metadata().row_group(0).column(i).encodings().any(|e| e == Encoding::BYTE_STREAM_SPLIT);
+        assert_eq!((split(1), split(2)), (expected, expected), "{encodings:?}");
+        let b = read(&file);
+        assert_eq!(floats(&b, "f"), v.iter().copied().map(Some).collect::<Vec<_>>());
+        assert_eq!(floats(&b, "g"), v.iter().zip(&valid).map(|(v, ok)| ok.then_some(*v)).collect::<Vec<_>>());
+    }
 }
 
 #[test]
@@ -732,7 +744,7 @@ fn random_slices_equal_a_plain_model() {
             slices.extend(log.push(1, vec![TableBatch { table: "cpu".into(), time, columns }]));
         }
         model.sort_by_key(|r| (r.0, r.1, r.2));
-        for codec in [Codecs::None, Codecs::Zstd(3), Codecs::Lz4] {
+        for codec in [Codecs::None, Codecs::Zstd(3), Codecs::Snappy, Codecs::Gzip(9), Codecs::Lz4] {
             let mut spec = spec(1, &schema);
             spec.settings.compression = codec;
             let (built, file) = run(&spec, &slices, &log);

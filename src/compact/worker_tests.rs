@@ -95,6 +95,7 @@ impl Core {
                     level: 1,
                     row_group_rows: 1 << 20,
                     layout: "hive".into(),
+                    encoding: Some("compatible".into()),
                 },
                 layout: Layout::Hive,
             },

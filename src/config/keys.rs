@@ -190,8 +190,17 @@ words! {
         None = "none",
         /// Snappy.
         Snappy = "snappy",
+        /// gzip with `compaction.level`.
+        Gzip = "gzip",
         /// LZ4 (raw).
         Lz4 = "lz4",
+    }
+    /// `compaction.encoding`: which encodings of values Parquet files may have.
+    Encoding {
+        /// Those that all readers in use read.
+        Compatible = "compatible",
+        /// Newer ones too, where they take less room.
+        Compact = "compact",
     }
     /// `ingest.nested`: what becomes of arrays and maps in MessagePack values.
     Nested {
@@ -381,10 +390,12 @@ schema! {
         max_delay: Span = Duration::from_secs(60);
         /// Rows of a Parquet row group.
         row_group_rows: Int<usize, 1, { limits::MAX_ROWS_PER_TABLE as u64 }> = 1_048_576;
-        /// Compression of Parquet pages: "zstd", "none", "snappy" or "lz4".
+        /// Compression of Parquet pages: "zstd", "none", "snappy", "gzip" or "lz4".
         compression: OneOf<Compression> = Compression::Zstd;
-        /// zstd level; not used by other codecs.
+        /// Level of zstd (1 to 22) or gzip (1 to 9); not used by other codecs.
         level: Int<i32, 1, 22> = 1;
+        /// Encodings of values: "compatible" ones, or "compact" for smaller columns of doubles that older readers refuse (docs/reading.md).
+        encoding: OneOf<Encoding> = Encoding::Compatible;
         /// Keep the log and write no Parquet; writes get 503 once the log is full.
         paused: Flag = false;
         /// Files of one plan; a plan closes when it has them.

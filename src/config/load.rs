@@ -1,6 +1,6 @@
 //! Reads the layers, and checks what came out.
 
-use super::keys::{Backend, Config, KEYS, Key, SyncMode, find};
+use super::keys::{Backend, Compression, Config, KEYS, Key, SyncMode, find};
 use super::value::{Kind, show_size};
 use super::{ConfigError, LoadOptions, Origin, Origins, Warning};
 use crate::limits;
@@ -197,6 +197,8 @@ fn apply_set(config: &mut Config, origins: &mut Origins, text: &str) -> Result<(
 }
 
 /// What holds between keys.
+const MAX_GZIP_LEVEL: i32 = 9;
+
 fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Result<(), ConfigError> {
     let Config { server, ingest, wal, compaction, .. } = config;
     // `section.key = value (origin)`
@@ -241,6 +243,13 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
              server.max_payload_size",
             named("ingest.max_inflated_size"),
             named("server.max_payload_size")
+        ));
+    }
+    if compaction.compression == Compression::Gzip && compaction.level > MAX_GZIP_LEVEL {
+        return refuse(format!(
+            "{} is no level of {}: expected 1 to {MAX_GZIP_LEVEL}",
+            named("compaction.level"),
+            named("compaction.compression")
         ));
     }
     check_storage(config, &named)?;
@@ -342,7 +351,7 @@ pub fn is_loopback(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::keys::{self, Compression, WalIo};
+    use crate::config::keys::{self, WalIo};
     use std::time::Duration;
 
     fn options(file: &str, env: &[(&str, &str)], sets: &[&str]) -> (tempfile::TempDir, LoadOptions) {
@@ -436,6 +445,7 @@ mod tests {
             ("compaction.row_group_rows", "1048576"),
             ("compaction.compression", "zstd"),
             ("compaction.level", "1"),
+            ("compaction.encoding", "compatible"),
             ("compaction.paused", "false"),
             ("compaction.max_outputs", "4096"),
             ("compaction.max_rows", "1073741824"),
@@ -550,6 +560,11 @@ mod tests {
         );
         has(&error("", &[], &["ingest.max_in_flight=100MB"]), &["ingest.max_in_flight", "ingest.max_inflated_size"]);
         has(&error("", &[], &["ingest.max_inflated_size=1MB"]), &["ingest.max_inflated_size", "server.max_payload_size"]);
+        has(
+            &error("", &[], &["compaction.compression=gzip", "compaction.level=10"]),
+            &["compaction.level = 10 (--set)", "compaction.compression = gzip (--set)", "1 to 9"],
+        );
+        assert!(load("", &[], &["compaction.compression=gzip", "compaction.level=9"]).is_ok());
         let (_, _, w) = load("", &[], &["wal.sync_mode=unsafe-none", "wal.reserve=1MB"]).unwrap();
         assert_eq!(w.len(), 2, "{w:?}");
     }

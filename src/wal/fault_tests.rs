@@ -107,7 +107,14 @@ fn a_rewrite_that_fails_once_the_new_manifest_has_its_name_is_fatal() {
 
 fn plan(number: u64, outputs: usize, last: Sequence) -> Plan {
     let output = PlanOutput { schema: 0, hour: Hour::default(), first_sequence: 1, last_sequence: last, rows: 1, name: "x".into() };
-    let writer = PlanWriter { version: String::new(), compression: String::new(), level: 0, row_group_rows: 1, layout: String::new() };
+    let writer = PlanWriter {
+        version: String::new(),
+        compression: String::new(),
+        level: 0,
+        row_group_rows: 1,
+        layout: String::new(),
+        encoding: None,
+    };
     let outputs = vec![output; outputs];
     Plan { plan: number, first_sequence: 1, last_sequence: last, inputs: vec![], writer, schemas: vec![], outputs }
 }

@@ -3,6 +3,7 @@
 
 mod damage;
 mod http;
+mod readers;
 mod store;
 
 use std::path::Path;
@@ -19,7 +20,7 @@ pub(super) struct Case {
     pub(super) tests: &'static [(&'static str, &'static str)],
 }
 
-const AREAS: &[&[Case]] = &[damage::CASES, http::CASES, store::CASES];
+const AREAS: &[&[Case]] = &[damage::CASES, http::CASES, readers::CASES, store::CASES];
 
 #[test]
 fn every_case_names_tests_that_exist() {

@@ -99,6 +99,7 @@ impl Machine {
                         level: 1,
                         row_group_rows: 1 << 16,
                         layout: "hive".into(),
+                        encoding: Some("compatible".into()),
                     },
                     layout: Layout::Hive,
                 },

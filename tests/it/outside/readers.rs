@@ -1,0 +1,311 @@
+//! Files that others must read: which order, bounds, codecs and encodings they have, and where they are. What other readers
+//! than the `parquet` crate make of them is the matrix of `tests/system/readers.py` (`just readers`).
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{Float64Type, Int64Type, SchemaRef, TimestampMicrosecondType};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
+use parquet::basic::{ColumnOrder, Compression, Encoding, GzipLevel, ZstdLevel};
+use parquet::file::metadata::ParquetMetaData;
+
+use super::Case;
+use crate::lake;
+use crate::msgpack::{self as mp, columnar};
+use crate::server::{Place, Server};
+
+const THIS: &str = "tests/it/outside/readers.rs";
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "B1",
+        kind: "statistics in a form that other readers refuse or misread",
+        tests: &[
+            (THIS, "values_and_bounds_are_exact_in_every_codec_and_encoding"),
+            ("src/compact/tests.rs", "order_of_every_column_is_the_one_of_its_type"),
+            ("src/compact/tests.rs", "bounds_hold_for_zeros_of_either_sign_and_are_left_out_where_nan_is"),
+        ],
+    },
+    Case {
+        id: "B2",
+        kind: "an encoding that is chosen by data and that some readers do not know",
+        tests: &[
+            (THIS, "values_and_bounds_are_exact_in_every_codec_and_encoding"),
+            (THIS, "plan_keeps_its_encoding_when_the_setting_changes"),
+            ("src/compact/tests.rs", "doubles_whose_bytes_compress_better_apart_are_split_in_compact_files"),
+        ],
+    },
+];
+
+const HOUR: i64 = 1_767_225_600_000_000;
+/// Rows of a row group in these tests.
+const GROUP: usize = 100;
+const ROWS: usize = 8 * GROUP;
+
+/// What is sent and must be in the file: NULL is None, doubles are their bits.
+struct Sent {
+    ints: Vec<Option<i64>>,
+    doubles: Vec<Option<u64>>,
+    texts: Vec<Option<String>>,
+    flags: Vec<Option<bool>>,
+    bytes: Vec<Option<Vec<u8>>>,
+}
+
+/// Each row group has a trait of its own: ordinary values, extremes, NaN among others, NaN alone, zeros, long strings, NULL alone,
+/// smooth doubles.
+fn sent() -> Sent {
+    let mut x = Sent { ints: Vec::new(), doubles: Vec::new(), texts: Vec::new(), flags: Vec::new(), bytes: Vec::new() };
+    for row in 0..ROWS {
+        let (group, i) = (row / GROUP, row % GROUP);
+        let some = group != 6 && i % 7 != 3;
+        let int = if group == 1 { [i64::MIN, i64::MAX, -1, 0][i % 4] } else { row as i64 * 3 - 500 };
+        let double = match group {
+            1 => [f64::NEG_INFINITY, f64::INFINITY, f64::MAX, f64::MIN_POSITIVE / 4.0][i % 4],
+            2 => [1.5, f64::NAN, -2.5, -f64::NAN][i % 4],
+            3 => f64::from_bits(f64::NAN.to_bits() | i as u64),
+            4 => [0.0, -0.0][usize::from(i % 2 == 0)],
+            _ => row as f64 / 8.0 + 20.0,
+        };
+        let text = match group {
+            1 => ["", "a", "ÿ", "漢字"][i % 4].to_owned(),
+            5 if i == 50 => "L".repeat(1 << 20),
+            5 => format!("{}{i}", "long ".repeat(40)),
+            _ => format!("host {}", i % 5),
+        };
+        let bytes = match group {
+            1 => vec![],
+            _ => vec![0xff, i as u8, 0],
+        };
+        x.ints.push(some.then_some(int));
+        x.doubles.push(some.then_some(double.to_bits()));
+        x.texts.push(some.then_some(text));
+        x.flags.push(some.then_some(group == 4 || (group != 5 && i % 2 == 0)));
+        x.bytes.push(some.then_some(bytes));
+    }
+    x
+}
+
+fn list<T>(values: &[Option<T>], one: impl Fn(&T) -> Vec<u8>) -> Vec<u8> {
+    mp::arr(&values.iter().map(|v| v.as_ref().map_or_else(mp::nil, &one)).collect::<Vec<_>>())
+}
+
+fn store(server: &Server, table: &str, x: &Sent) {
+    let time: Vec<i64> = (0..ROWS as i64).map(|i| HOUR + i).collect();
+    server.store(&columnar(
+        table,
+        &[
+            ("time", mp::ints(&time)),
+            ("i", list(&x.ints, |v| mp::i(*v))),
+            ("f", list(&x.doubles, |v| mp::f(f64::from_bits(*v)))),
+            ("s", list(&x.texts, |v| mp::s(v))),
+            ("b", list(&x.flags, |v| mp::b(*v))),
+            ("y", list(&x.bytes, |v| mp::bin(v))),
+        ],
+    ));
+}
+
+fn only_file(lake: &Path, table: &str) -> std::fs::File {
+    let files = lake::files(lake, &format!("default/{table}"));
+    assert_eq!(files.len(), 1);
+    std::fs::File::open(&files[0].path).unwrap()
+}
+
+/// A file as the `parquet` crate reads it.
+struct Seen {
+    metadata: Arc<ParquetMetaData>,
+    schema: SchemaRef,
+    rows: RecordBatch,
+}
+
+impl Seen {
+    fn of(file: std::fs::File) -> Self {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let (metadata, schema) = (builder.metadata().clone(), builder.schema().clone());
+        let batches: Vec<RecordBatch> = builder.with_batch_size(ROWS).build().unwrap().map(Result::unwrap).collect();
+        let rows = arrow::compute::concat_batches(&schema, &batches).unwrap();
+        Self { metadata, schema, rows }
+    }
+
+    fn encodings(&self) -> HashSet<Encoding> {
+        self.metadata.row_groups().iter().flat_map(|g| g.columns()).flat_map(|c| c.encodings()).collect()
+    }
+
+    /// Minima and maxima of the row groups, as a reader takes them from the statistics; number of NULLs.
+    fn bounds(&self, column: &str) -> (ArrayRef, ArrayRef, Vec<u64>) {
+        let file = self.metadata.file_metadata();
+        let c = StatisticsConverter::try_new(column, &self.schema, file.schema_descr()).unwrap();
+        let c = c.with_column_orders(file.column_orders().map(Vec::as_slice));
+        let groups = self.metadata.row_groups();
+        let nulls = c.row_group_null_counts(groups).unwrap().values().to_vec();
+        (c.row_group_mins(groups).unwrap(), c.row_group_maxes(groups).unwrap(), nulls)
+    }
+}
+
+/// The bounds must be the least and the greatest value of each group where `least` gives them, and absent elsewhere.
+fn check_bounds<T: PartialEq + std::fmt::Debug>(
+    column: &str,
+    found: &[(Option<T>, Option<T>)],
+    values: &[Option<T>],
+    least: impl Fn(&[&T]) -> Option<(T, T)>,
+) {
+    assert_eq!(found.len(), ROWS / GROUP);
+    for (g, (min, max)) in found.iter().enumerate() {
+        let values: Vec<&T> = values[g * GROUP..(g + 1) * GROUP].iter().flatten().collect();
+        let (expected_min, expected_max) = least(&values).unzip();
+        assert_eq!((min, max), (&expected_min, &expected_max), "{column}, row group {g}");
+    }
+}
+
+fn ordered<T: Ord + Clone>(values: &[&T]) -> Option<(T, T)> {
+    Some(((*values.iter().min()?).clone(), (*values.iter().max()?).clone()))
+}
+
+/// No bounds where a NaN is; zeros widened to both signs.
+fn bounds_of_doubles(values: &[&u64]) -> Option<(u64, u64)> {
+    let values: Vec<f64> = values.iter().map(|v| f64::from_bits(**v)).collect();
+    if values.is_empty() || values.iter().any(|v| v.is_nan()) {
+        return None;
+    }
+    let min = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    Some((if min == 0.0 { -0.0f64 } else { min }.to_bits(), if max == 0.0 { 0.0f64 } else { max }.to_bits()))
+}
+
+fn check_all_bounds(seen: &Seen, x: &Sent) {
+    let nulls = |n: &[u64], of: &dyn Fn(usize) -> bool| {
+        let expected: Vec<u64> = (0..ROWS / GROUP).map(|g| (g * GROUP..(g + 1) * GROUP).filter(|i| of(*i)).count() as u64).collect();
+        assert_eq!(n, expected);
+    };
+    let (lo, hi, n) = seen.bounds("i");
+    let pairs: Vec<_> = lo.as_primitive::<Int64Type>().iter().zip(hi.as_primitive::<Int64Type>()).collect();
+    check_bounds("i", &pairs, &x.ints, ordered);
+    nulls(&n, &|i| x.ints[i].is_none());
+    let (lo, hi, n) = seen.bounds("f");
+    let bits = |a: &ArrayRef| a.as_primitive::<Float64Type>().iter().map(|v| v.map(f64::to_bits)).collect::<Vec<_>>();
+    let pairs: Vec<_> = bits(&lo).into_iter().zip(bits(&hi)).collect();
+    check_bounds("f", &pairs, &x.doubles, bounds_of_doubles);
+    nulls(&n, &|i| x.doubles[i].is_none());
+    let (lo, hi, _) = seen.bounds("s");
+    let text = |a: &ArrayRef| a.as_string::<i32>().iter().map(|v| v.map(str::to_owned)).collect::<Vec<_>>();
+    let pairs: Vec<_> = text(&lo).into_iter().zip(text(&hi)).collect();
+    check_bounds("s", &pairs, &x.texts, |v| ordered(v).filter(|(a, b)| a.len() <= 128 && b.len() <= 128));
+    let (lo, hi, _) = seen.bounds("b");
+    let pairs: Vec<_> = lo.as_boolean().iter().zip(hi.as_boolean()).collect();
+    check_bounds("b", &pairs, &x.flags, ordered);
+    let (lo, hi, _) = seen.bounds("y");
+    let blob = |a: &ArrayRef| a.as_binary::<i32>().iter().map(|v| v.map(<[u8]>::to_vec)).collect::<Vec<_>>();
+    let pairs: Vec<_> = blob(&lo).into_iter().zip(blob(&hi)).collect();
+    check_bounds("y", &pairs, &x.bytes, ordered);
+}
+
+fn check_values(seen: &Seen, x: &Sent) {
+    let column = |name: &str| seen.rows.column_by_name(name).unwrap();
+    let time: Vec<i64> = column("time").as_primitive::<TimestampMicrosecondType>().values().to_vec();
+    assert_eq!(time, (0..ROWS as i64).map(|i| HOUR + i).collect::<Vec<_>>());
+    assert_eq!(column("i").as_primitive::<Int64Type>().iter().collect::<Vec<_>>(), x.ints);
+    assert_eq!(column("f").as_primitive::<Float64Type>().iter().map(|v| v.map(f64::to_bits)).collect::<Vec<_>>(), x.doubles);
+    assert!(column("s").as_string::<i32>().iter().eq(x.texts.iter().map(Option::as_deref)));
+    assert_eq!(column("b").as_boolean().iter().collect::<Vec<_>>(), x.flags);
+    assert!(column("y").as_binary::<i32>().iter().eq(x.bytes.iter().map(Option::as_deref)));
+}
+
+/// Row groups that a reader leaves out by their bounds hold no row of the filter's, also for readers to whom NaN is the greatest double.
+fn check_filters(seen: &Seen, x: &Sent) {
+    let (lo, hi, _) = seen.bounds("f");
+    let (lo, hi) = (lo.as_primitive::<Float64Type>(), hi.as_primitive::<Float64Type>());
+    let mut left_out = 0;
+    for t in [f64::NEG_INFINITY, -1.0, -0.0, 0.0, 26.5, 1e9, f64::INFINITY] {
+        for g in (0..ROWS / GROUP).filter(|g| lo.is_valid(*g)) {
+            let values = x.doubles[g * GROUP..(g + 1) * GROUP].iter().flatten().map(|v| f64::from_bits(*v));
+            let (lo, hi) = (lo.value(g), hi.value(g));
+            let some = |f: &dyn Fn(f64) -> bool| values.clone().any(f);
+            assert!(hi > t || !some(&|v| v > t || v.is_nan()), "f > {t}, row group {g}");
+            assert!(lo < t || !some(&|v| v < t), "f < {t}, row group {g}");
+            // Readers compare zeros by their bits too.
+            let within = lo.total_cmp(&t).is_le() && t.total_cmp(&hi).is_le();
+            assert!(within || !some(&|v| v == t), "f = {t}, row group {g}");
+            // All rows are taken without a look where both bounds are beyond t.
+            assert!(hi >= t || some(&|v| v < t) && !some(&|v| v.is_nan() || v >= t), "f < {t}, row group {g}");
+            left_out += usize::from(!within);
+        }
+    }
+    assert!(left_out > 20, "bounds leave out only {left_out} row groups");
+}
+
+#[test]
+fn values_and_bounds_are_exact_in_every_codec_and_encoding() {
+    let x = sent();
+    let codecs: [(&str, i32, Compression); 6] = [
+        ("none", 1, Compression::UNCOMPRESSED),
+        ("snappy", 1, Compression::SNAPPY),
+        ("lz4", 1, Compression::LZ4_RAW),
+        ("gzip", 1, Compression::GZIP(GzipLevel::default())),
+        ("gzip", 9, Compression::GZIP(GzipLevel::default())),
+        ("zstd", 3, Compression::ZSTD(ZstdLevel::default())),
+    ];
+    let compatible = HashSet::from([Encoding::PLAIN, Encoding::RLE, Encoding::RLE_DICTIONARY, Encoding::DELTA_BINARY_PACKED]);
+    let place = Place::new();
+    for (codec, level, expected) in codecs {
+        for encoding in ["compatible", "compact"] {
+            let table = format!("{codec}_{level}_{encoding}");
+            let sets = [
+                format!("compaction.compression={codec}"),
+                format!("compaction.level={level}"),
+                format!("compaction.encoding={encoding}"),
+                format!("compaction.row_group_rows={GROUP}"),
+            ];
+            let server = place.start(&sets.each_ref().map(String::as_str));
+            store(&server, &table, &x);
+            server.flush();
+            server.stop();
+            let seen = Seen::of(only_file(&place.lake(), &table));
+            let chunks = || seen.metadata.row_groups().iter().flat_map(|g| g.columns());
+            // A file does not name its level.
+            assert!(chunks().all(|c| std::mem::discriminant(&c.compression()) == std::mem::discriminant(&expected)), "{table}");
+            assert!(encoding == "compact" || seen.encodings().is_subset(&compatible), "{table}: {:?}", seen.encodings());
+            let orders = seen.metadata.file_metadata().column_orders().unwrap();
+            assert!(orders.iter().all(|o| matches!(o, ColumnOrder::TYPE_DEFINED_ORDER(_))), "{table}: {orders:?}");
+            check_values(&seen, &x);
+            check_all_bounds(&seen, &x);
+            check_filters(&seen, &x);
+        }
+    }
+}
+
+#[test]
+fn plan_keeps_its_encoding_when_the_setting_changes() {
+    // Doubles that are smaller with their bytes apart.
+    let smooth = |server: &Server, first: i64| {
+        let n = 20_000;
+        let time: Vec<i64> = (0..n).map(|i| HOUR + first + i).collect();
+        let f: Vec<f64> = (0..n).map(|i| 50.0 + (i % 977) as f64 * 1.1 + i as f64 / 7.0).collect();
+        server.store(&columnar("t", &[("time", mp::ints(&time)), ("f", mp::floats(&f))]));
+    };
+    let place = Place::new();
+    // A file where the directory of the table belongs: the plan is made and cannot be carried out.
+    std::fs::create_dir_all(place.lake().join("default")).unwrap();
+    std::fs::write(place.lake().join("default/t"), b"in the way").unwrap();
+    let server = place.start(&["compaction.encoding=compact"]);
+    smooth(&server, 0);
+    let asked = server.call("POST", "/api/v1/flush?timeout=1s", &[], b"");
+    assert_ne!(asked.status, 200, "{asked}");
+    server.stop();
+    std::fs::remove_file(place.lake().join("default/t")).unwrap();
+    let server = place.start(&["compaction.encoding=compatible"]);
+    server.flush();
+    smooth(&server, 1_000_000);
+    server.flush();
+    server.stop();
+    let mut split: Vec<(String, bool)> = lake::files(&place.lake(), "default/t")
+        .into_iter()
+        .map(|f| {
+            let seen = Seen::of(std::fs::File::open(&f.path).unwrap());
+            (f.path.file_name().unwrap().to_str().unwrap().to_owned(), seen.encodings().contains(&Encoding::BYTE_STREAM_SPLIT))
+        })
+        .collect();
+    split.sort();
+    assert_eq!(split.iter().map(|(_, s)| *s).collect::<Vec<_>>(), [true, false], "{split:?}");
+}
