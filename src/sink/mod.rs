@@ -174,6 +174,32 @@ pub trait Sink: Send + Sync {
         Ok(())
     }
 
+    /// Whether what was published is where readers look for it. Costs no request, and is asked before anything is recorded as committed.
+    ///
+    /// # Errors
+    /// [`SinkError::Transient`]: the lake is away.
+    fn in_place(&self) -> SinkResult<()> {
+        Ok(())
+    }
+
+    /// At most `most` names directly below `dir`, directories and objects, sorted. A store that cannot list gives none.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    fn children(&self, dir: &str, most: usize) -> SinkResult<Vec<String>> {
+        let _ = (dir, most);
+        Ok(Vec::new())
+    }
+
+    /// An object of at most [`MAX_SMALL`] bytes; None when there is none.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    fn get_small(&self, name: &str) -> SinkResult<Option<Vec<u8>>> {
+        let _ = name;
+        Ok(None)
+    }
+
     /// Objects that are best published at one time.
     fn parallel(&self) -> usize {
         1

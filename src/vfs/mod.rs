@@ -1,10 +1,12 @@
-//! The only code that touches the log's files.
+//! The only code that touches the files of the log and of a local lake.
 //!
 //! Everything above sees [`Vfs`] and [`File`]; `os` is the real disk. A simulated disk implements the same two traits.
 
 mod held;
 pub mod mmap;
 pub mod os;
+mod os_root;
+pub mod root;
 pub mod sim;
 
 use std::any::Any;
@@ -15,6 +17,7 @@ use std::sync::Arc;
 
 pub use mmap::Mapping;
 pub use os::OsVfs;
+pub use root::{Dir, Root};
 
 /// How a group is made durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +69,10 @@ pub trait Vfs: Send + Sync + Debug {
     fn device(&self, dir: &Path) -> io::Result<u64>;
     /// A word for a filesystem on which preallocated blocks cannot be relied upon, if `dir` is on one.
     fn unsafe_filesystem(&self, dir: &Path) -> io::Result<Option<&'static str>>;
+    /// Opens a directory that is shared with other programs, made durably (mode 0755) where it is missing.
+    fn open_root(&self, dir: &Path) -> io::Result<Arc<dyn Root>> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, format!("{}: this disk has no lakes", dir.display())))
+    }
 }
 
 /// One open file. All offsets and lengths in bytes.
@@ -96,6 +103,12 @@ pub trait GroupWriter: Send + Debug {
     fn write(&mut self, bufs: &[&[u8]], offset: u64) -> io::Result<()>;
     /// Makes everything written so far durable.
     fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A lake on the real disk as on a filesystem that cannot refuse to replace.
+#[cfg(test)]
+pub(crate) fn linking_root(dir: &Path) -> Arc<dyn Root> {
+    Arc::new(os_root::OsRoot::open(dir, true).unwrap())
 }
 
 /// Whether the error says that the disk or quota is full. By errno, never by text.

@@ -12,7 +12,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::retry_on_intr;
 
 use super::held::{self, held};
-use super::{DirEntry, Engine, File, GroupWriter, Mapping, SyncMode, Vfs, mmap};
+use super::os_root::OsRoot;
+use super::{DirEntry, Engine, File, GroupWriter, Mapping, Root, SyncMode, Vfs, mmap};
 
 /// Most slices one `pwritev` takes (Linux UIO_MAXIOV).
 const MAX_IOV: usize = 1024;
@@ -33,6 +34,38 @@ fn beside<T>(path: &Path, f: impl Fn(BorrowedFd<'_>, &Path) -> rustix::io::Resul
 
 fn open_at(path: &Path, flags: OFlags, mode: Mode) -> io::Result<fs::File> {
     beside(path, |dir, name| rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC, mode)).map(fs::File::from)
+}
+
+impl OsVfs {
+    /// See [`Vfs::create_dir_all`], with the mode of what is made.
+    fn make_dirs(&self, dir: &Path, mode: u32) -> io::Result<()> {
+        let mut missing: Vec<PathBuf> = Vec::new();
+        let mut at = dir.to_path_buf();
+        while !at.as_os_str().is_empty() && !at.exists() {
+            missing.push(at.clone());
+            let Some(p) = at.parent() else { break };
+            at = p.to_path_buf();
+        }
+        let above = |d: &Path| d.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_path_buf() });
+        // An earlier run may have made the deepest one that is there, and ended before its sync. A parent that may not be opened or written
+        // was not that run's.
+        if let Some(parent) = above(&at) {
+            match self.sync_dir(&parent) {
+                Err(e) if !matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => return Err(e),
+                _ => {}
+            }
+        }
+        for d in missing.iter().rev() {
+            match fs::DirBuilder::new().mode(mode).create(d) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
+            if let Some(parent) = above(d) {
+                self.sync_dir(&parent)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Vfs for OsVfs {
@@ -72,32 +105,7 @@ impl Vfs for OsVfs {
                 _ => parent.sync_all(),
             };
         }
-        let mut missing: Vec<PathBuf> = Vec::new();
-        let mut at = dir.to_path_buf();
-        while !at.as_os_str().is_empty() && !at.exists() {
-            missing.push(at.clone());
-            let Some(p) = at.parent() else { break };
-            at = p.to_path_buf();
-        }
-        let above = |d: &Path| d.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_path_buf() });
-        // An earlier run may have made the deepest one that is there, and ended before its sync. A parent that may not be opened or written
-        // was not that run's.
-        if let Some(parent) = above(&at) {
-            match self.sync_dir(&parent) {
-                Err(e) if !matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => return Err(e),
-                _ => {}
-            }
-        }
-        for d in missing.iter().rev() {
-            match fs::DirBuilder::new().mode(0o700).create(d) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                _ => {}
-            }
-            if let Some(parent) = above(d) {
-                self.sync_dir(&parent)?;
-            }
-        }
-        Ok(())
+        self.make_dirs(dir, 0o700)
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
@@ -151,10 +159,15 @@ impl Vfs for OsVfs {
             _ => None,
         })
     }
+
+    fn open_root(&self, dir: &Path) -> io::Result<Arc<dyn Root>> {
+        self.make_dirs(&std::path::absolute(dir)?, 0o755)?;
+        Ok(Arc::new(OsRoot::open(dir, false)?))
+    }
 }
 
 #[derive(Debug)]
-struct OsFile(fs::File);
+pub(super) struct OsFile(pub(super) fs::File);
 
 impl File for OsFile {
     fn len(&self) -> io::Result<u64> {

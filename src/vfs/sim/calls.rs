@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::image::Inode;
 use super::names::{Directory, NameOp, Target};
+use super::root::SimRoot;
 use super::{Disk, Fault, Removed, SECTOR, SimDisk};
-use crate::vfs::{DirEntry, Engine, File, GroupWriter, Mapping, SyncMode, Vfs};
+use crate::vfs::{DirEntry, Engine, File, GroupWriter, Mapping, Root, SyncMode, Vfs};
 
 const BLOCK: u64 = crate::limits::BLOCK as u64;
 /// What a call costs of simulated time.
@@ -17,7 +18,7 @@ const CALL: Duration = Duration::from_micros(5);
 const SYNC: Duration = Duration::from_micros(100);
 const SLOW: Duration = Duration::from_secs(3);
 
-fn errno(n: i32) -> io::Error {
+pub(super) fn errno(n: i32) -> io::Error {
     io::Error::from_raw_os_error(n)
 }
 
@@ -31,7 +32,7 @@ fn file_name(path: &Path) -> io::Result<String> {
 
 /// How a call is to go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Go {
+pub(super) enum Go {
     On,
     /// The effect happens, the caller hears EIO: the machine has stopped.
     ThenStop,
@@ -66,17 +67,20 @@ impl Disk {
         for b in what.bytes().chain(shown.bytes()).chain(n.to_le_bytes()).chain(outcome.bytes()) {
             self.trace = (self.trace ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3);
         }
+        if let Some(log) = &mut self.logged {
+            log.push(format!("{what} {shown}"));
+        }
         if self.printed {
             println!("{:6} {what} {shown} {n:x} {outcome}", self.calls);
         }
     }
 
-    fn inject(&mut self, what: &'static str) {
+    pub(super) fn inject(&mut self, what: &'static str) {
         *self.injected.entry(what).or_default() += 1;
     }
 
     /// Every call that changes something passes here first.
-    fn enter(&mut self, boot: u64, what: &'static str, path: &Path, n: u64) -> io::Result<Go> {
+    pub(super) fn enter(&mut self, boot: u64, what: &'static str, path: &Path, n: u64) -> io::Result<Go> {
         if boot != self.boot || self.off || self.killed {
             return Err(errno(libc::EIO));
         }
@@ -128,7 +132,7 @@ impl Disk {
         go
     }
 
-    fn leave(&mut self, go: Go) -> io::Result<()> {
+    pub(super) fn leave(&mut self, go: Go) -> io::Result<()> {
         match go {
             Go::On => Ok(()),
             Go::ThenStop => {
@@ -139,11 +143,11 @@ impl Disk {
         }
     }
 
-    fn alive(&self, boot: u64) -> io::Result<()> {
+    pub(super) fn alive(&self, boot: u64) -> io::Result<()> {
         if boot == self.boot && !self.off && !self.killed { Ok(()) } else { Err(errno(libc::EIO)) }
     }
 
-    fn directory(&mut self, path: &Path) -> io::Result<&mut Directory> {
+    pub(super) fn directory(&mut self, path: &Path) -> io::Result<&mut Directory> {
         self.directories.get_mut(path).ok_or_else(|| errno(libc::ENOENT))
     }
 
@@ -228,7 +232,7 @@ pub(super) struct SimVfs {
 }
 
 impl SimVfs {
-    fn disk(&self) -> MutexGuard<'_, Disk> {
+    pub(super) fn disk(&self) -> MutexGuard<'_, Disk> {
         self.disk.disk()
     }
 }
@@ -409,6 +413,10 @@ impl Vfs for SimVfs {
 
     fn unsafe_filesystem(&self, _dir: &Path) -> io::Result<Option<&'static str>> {
         Ok(None)
+    }
+
+    fn open_root(&self, dir: &Path) -> io::Result<Arc<dyn Root>> {
+        Ok(Arc::new(SimRoot::open(self, dir)?))
     }
 }
 

@@ -15,6 +15,7 @@
 mod calls;
 mod image;
 mod names;
+mod root;
 #[cfg(test)]
 mod tests;
 
@@ -81,8 +82,12 @@ struct Disk {
     capacity: u64,
     trace: u64,
     printed: bool,
+    /// What was called, if anybody wants to know.
+    logged: Option<Vec<String>>,
     injected: BTreeMap<&'static str, u64>,
     removed: Vec<Removed>,
+    /// Paths that lead elsewhere.
+    led: BTreeMap<PathBuf, PathBuf>,
     /// Links of renames between directories that are not durable yet, with their directory.
     pending_links: BTreeMap<u64, PathBuf>,
     /// Segments and manifests as the invariant over synced blocks sees them.
@@ -113,8 +118,10 @@ impl SimDisk {
             capacity: u64::MAX,
             trace: 0xcbf2_9ce4_8422_2325,
             printed: false,
+            logged: None,
             injected: BTreeMap::new(),
             removed: Vec::new(),
+            led: BTreeMap::new(),
             pending_links: BTreeMap::new(),
             immutable,
         })))
@@ -191,6 +198,11 @@ impl SimDisk {
         self.disk().printed = true;
     }
 
+    /// The calls that change something, with their paths, since the last time this was called.
+    pub fn take_calls(&self) -> Vec<String> {
+        self.disk().logged.replace(Vec::new()).unwrap_or_default()
+    }
+
     /// How often each fault has struck.
     pub fn injected(&self) -> BTreeMap<&'static str, u64> {
         self.disk().injected.clone()
@@ -211,6 +223,11 @@ impl SimDisk {
                 f.evict();
             }
         }
+        for dir in d.directories.values_mut() {
+            let newer = std::mem::take(&mut dir.pending);
+            dir.pending = std::mem::take(&mut dir.forgotten);
+            dir.pending.extend(newer);
+        }
         d.note("kill", Path::new(""), 0, "");
     }
 
@@ -225,6 +242,7 @@ impl SimDisk {
         let mut i = 0;
         let mut kept: Vec<(PathBuf, NameOp)> = Vec::new();
         for (p, dir) in &mut d.directories {
+            dir.forgotten.clear();
             for op in std::mem::take(&mut dir.pending) {
                 if fate.keeps(i, one, &mut d.random) {
                     if let NameOp::Link { link, .. } = op {
@@ -289,7 +307,8 @@ impl SimDisk {
         {
             let mut c = copy.disk();
             for (p, dir) in &d.directories {
-                c.directories.insert(p.clone(), Directory { live: dir.durable.clone(), durable: dir.durable.clone(), pending: Vec::new() });
+                c.directories
+                    .insert(p.clone(), Directory { live: dir.durable.clone(), durable: dir.durable.clone(), ..Directory::default() });
             }
             for (n, f) in &d.files {
                 let bytes = if wanted(&f.name) { f.durable.clone() } else { Vec::new() };
@@ -309,7 +328,7 @@ impl SimDisk {
         {
             let mut c = copy.disk();
             for (p, dir) in &d.directories {
-                c.directories.insert(p.clone(), Directory { live: dir.live.clone(), durable: dir.live.clone(), pending: Vec::new() });
+                c.directories.insert(p.clone(), Directory { live: dir.live.clone(), durable: dir.live.clone(), ..Directory::default() });
             }
             for (n, f) in &d.files {
                 let f = Inode { live: f.live.clone(), durable: f.live.clone(), name: f.name.clone(), ..Inode::default() };

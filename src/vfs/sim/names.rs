@@ -35,6 +35,8 @@ pub(super) struct Directory {
     pub(super) live: BTreeMap<String, Target>,
     pub(super) durable: BTreeMap<String, Target>,
     pub(super) pending: Vec<NameOp>,
+    /// Operations that a failed sync has lost: shown, and not made durable by a later sync of the same process.
+    pub(super) forgotten: Vec<NameOp>,
 }
 
 impl Directory {
