@@ -179,11 +179,11 @@ pub fn open(
     let shipped_last = state.plans.iter().rev().find(|(_, p)| p.shipped).map(|(k, _)| *k);
     let sink = sink(opened.shared.log).map_err(NodeError::Other)?;
     let known_object = shipped_last.filter(|_| !settings.accept_new_lake).map(|plan| plan_object(opened.shared.log, plan));
-    let check = LakeCheck { known_object, lake: settings.lake };
+    let next = state.open_plan().map_or(state.next_plan, |p| p.plan.plan);
+    let from_plan = if settings.accept_new_lake { next } else { 1 };
+    let mut check = LakeCheck { known_object, from_plan, lake: settings.lake };
     // A store that is away does not keep a server from taking writes: the compactor asks it what a start wants to know.
-    let check = if sink.is_remote() {
-        Some(check)
-    } else {
+    if !sink.is_remote() {
         match check.run(&*sink) {
             Ok(None) => {}
             Ok(Some(why)) => return Err(OpenError::Refused(why).into()),
@@ -194,8 +194,8 @@ pub fn open(
             Ok(_) => {}
             Err(e) => tracing::warn!(error = %e, "looking for unfinished files"),
         }
-        None
-    };
+        check.known_object = None;
+    }
     let control = Control::new(Arc::clone(&opened.shared), settings.paused);
     let mut compactor = Compactor::new(
         Arc::clone(&opened.shared),

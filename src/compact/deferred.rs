@@ -237,6 +237,10 @@ impl Compactor {
             self.trouble(&e.to_string());
             return Ok(false);
         }
+        if let Err(Trouble::Retry(why) | Trouble::Lasting(why)) = self.check_newest() {
+            self.trouble(&why);
+            return Ok(false);
+        }
         self.doubtful = false;
         let tried = self.retry_each(list.into_iter().map(|(_, key)| key), now);
         if tried.is_err() {

@@ -1,14 +1,16 @@
 //! Whether the lake is the one that this log has shipped to, and a store that can be trusted: asked before anything is shipped.
 
 use super::builder::Trouble;
-use super::worker::Compactor;
+use super::worker::{Compactor, plan_object};
 use crate::sink::{Sink, SinkError, SinkResult};
 
 /// What is looked for in the lake.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LakeCheck {
     /// An object that this log has stored before, if there is one.
     pub known_object: Option<String>,
+    /// The first plan whose object the lake must hold: above 1 in a lake that took the place of another.
+    pub from_plan: u64,
     /// Where the lake is, for errors.
     pub lake: String,
 }
@@ -23,17 +25,39 @@ impl LakeCheck {
         if sink.describe(name)?.is_some() {
             return Ok(None);
         }
-        Ok(Some(format!(
-            "{lake}: the lake does not hold {name}, which this log has stored there: expected the lake that was used before. Mount it or correct \
-             storage.local_path (or the bucket and prefix); if it was moved or emptied on purpose, start once with storage.accept_new_lake = true"
-        )))
+        Ok(Some(not_the_lake(lake, name)))
     }
+}
+
+fn not_the_lake(lake: &str, name: &str) -> String {
+    format!(
+        "{lake}: the lake does not hold {name}, which this log has stored there: expected the lake that was used before. Mount it or correct \
+         storage.local_path (or the bucket and prefix); if it was moved or emptied on purpose, start once with storage.accept_new_lake = true"
+    )
 }
 
 impl Compactor {
     /// Nothing is shipped before the store was seen to be safe and this check has passed; it is tried until the store answers.
-    pub fn check_first(&mut self, check: Option<LakeCheck>) {
-        self.unchecked = check;
+    pub fn check_first(&mut self, check: LakeCheck) {
+        self.lake_from = check.from_plan;
+        self.unchecked = Some(check);
+    }
+
+    /// INVARIANT(plan-follows-plan): before plan k writes data, the lake holds the object of plan k-1. A lake that was emptied or
+    /// exchanged while the server runs gets nothing.
+    pub(super) fn check_previous(&self, plan: u64) -> Result<(), Trouble> {
+        let Some(before) = plan.checked_sub(1).filter(|p| *p >= self.lake_from.max(1)) else { return Ok(()) };
+        let name = plan_object(self.shared.log, before);
+        if self.sink.describe(&name)?.is_some() {
+            return Ok(());
+        }
+        Err(Trouble::Lasting(not_the_lake("before the next plan", &name)))
+    }
+
+    /// The same before deferred outputs are published: the newest plan is looked for.
+    pub(super) fn check_newest(&self) -> Result<(), Trouble> {
+        let shipped = self.manifest.state.plans.iter().rev().find(|(_, p)| p.shipped);
+        shipped.map_or(Ok(()), |(k, _)| self.check_previous(k + 1))
     }
 
     /// INVARIANT(checked-before-shipped): a remote store is asked for nothing else before it has shown that it keeps create-only puts and that

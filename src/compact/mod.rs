@@ -23,6 +23,8 @@ mod worker_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod lake_tests;
+#[cfg(test)]
 mod waiting_tests;
 #[cfg(test)]
 mod tests;

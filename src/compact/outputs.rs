@@ -220,6 +220,9 @@ impl Compactor {
             }
         }
         self.shared.metrics.compact_put_seconds.record(self.shared.clock.monotonic().saturating_sub(started).as_secs_f64());
+        if !commits.is_empty() {
+            self.sink.in_place()?;
+        }
         let entries = commits.iter().map(|(n, f)| commit_entry(plan.plan, *n, f)).collect();
         self.append(entries, &[])?;
         self.count_commits(&commits);

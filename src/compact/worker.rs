@@ -147,6 +147,8 @@ pub struct Compactor {
     pub(super) probe: Option<Probe>,
     /// What is to be asked of the store before anything is shipped.
     pub(super) unchecked: Option<LakeCheck>,
+    /// The first plan whose object the lake must hold: earlier ones are in a lake that was used before.
+    pub(super) lake_from: u64,
     /// The last attempt failed in a way that a store that is away explains.
     pub(super) doubtful: bool,
     /// The last error as the compactor told it, while it stands.
@@ -197,6 +199,7 @@ impl Compactor {
             shares_disk,
             probe,
             unchecked: None,
+            lake_from: 1,
             doubtful: false,
         };
         c.count_quarantine();
@@ -570,6 +573,7 @@ impl Compactor {
     /// INVARIANT(plan-object): before the first data put of plan k, the store holds the create-only object of plan k, and it is this plan.
     /// Two copies of one log that diverge both want number k; the loser stops.
     fn announce(&mut self, c: &mut Current) -> Result<(), Trouble> {
+        self.check_previous(c.plan.plan)?;
         let name = plan_object(self.shared.log, c.plan.plan);
         let bytes = serde_json::to_vec(&c.plan).map_err(|e| Trouble::Retry(e.to_string()))?;
         if let PutSmall::Exists(found) = self.sink.put_small(&name, &bytes)?
@@ -668,6 +672,7 @@ impl Compactor {
         if files.is_empty() {
             return Ok(());
         }
+        self.sink.in_place()?;
         let deferred = files.iter().any(|(n, _)| self.manifest.state.deferred.contains_key(&(c.plan.plan, *n)));
         let entries = files.iter().map(|(n, f)| commit_entry(c.plan.plan, *n, f)).collect();
         self.append(entries, &[])?;

@@ -376,7 +376,7 @@ fn the_wrong_lake_is_found_before_anything_is_shipped() {
     let dir = tempfile::tempdir().unwrap();
     let mut c = Core::open(dir.path());
     c.append(0, &["a"]);
-    let check = |name: &str| Some(LakeCheck { known_object: Some(name.into()), lake: "the lake".into() });
+    let check = |name: &str| LakeCheck { known_object: Some(name.into()), lake: "the lake".into(), ..LakeCheck::default() };
     let away = Arc::new(AtomicBool::new(true));
     let staged = Arc::new(AtomicU32::new(0));
     let lake = std::mem::replace(&mut c.compactor.sink, Arc::new(crate::sink::SimStore::new()));
