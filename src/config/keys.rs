@@ -20,6 +20,8 @@ pub struct Key {
     pub kind: Kind,
     /// Its value is printed nowhere.
     pub secret: bool,
+    /// It is a path of this machine.
+    pub path_of_machine: bool,
     /// What a value must look like, for errors.
     pub expected: fn() -> String,
     /// Sets the value from text; false if the text is not as expected.
@@ -88,6 +90,7 @@ macro_rules! schema {
                 doc: concat!($($doc),+),
                 kind: <$codec as Codec>::KIND,
                 secret: <$codec as Codec>::SECRET,
+                path_of_machine: <$codec as Codec>::PATH,
                 expected: <$codec as Codec>::expected,
                 set: |config, text| match <$codec as Codec>::parse(text) {
                     Some(v) => {

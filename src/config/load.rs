@@ -1,6 +1,7 @@
 //! Reads the layers, and checks what came out.
 
 use super::keys::{Backend, Compression, Config, KEYS, Key, SyncMode, find};
+use super::paths::{is_within, mistaken, real};
 use super::value::{Kind, show_size};
 use super::{ConfigError, LoadOptions, Origin, Origins, Warning};
 use crate::limits;
@@ -253,14 +254,7 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
         ));
     }
     check_storage(config, &named)?;
-    let (log, lake) = (lexical(&wal.directory), lexical(&config.storage.local_path));
-    if config.storage.backend == Backend::Local && log.starts_with(&lake) {
-        return refuse(format!(
-            "{} is {}, or in it: names of databases and those of the log's own directories could meet there; put them side by side",
-            named("wal.directory"),
-            named("storage.local_path")
-        ));
-    }
+    check_paths(config, &named)?;
     if !server.insecure && !config.auth.enabled && !is_loopback(&server.host) {
         return Err(ConfigError::OpenBind { host: named("server.host") });
     }
@@ -326,17 +320,31 @@ fn check_storage(config: &Config, named: &dyn Fn(&str) -> String) -> Result<(), 
     Ok(())
 }
 
-/// The path from the root, without `.` and `..`; symbolic links are not followed.
-fn lexical(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for c in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
-        if c == std::path::Component::ParentDir {
-            out.pop();
-        } else {
-            out.push(c);
+/// Paths that are none, and a log and a lake in one place.
+fn check_paths(config: &Config, named: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
+    let refuse = |text: String| Err(ConfigError::Conflict(text));
+    let home = std::env::var("HOME").ok().filter(|h| h.starts_with('/'));
+    for key in KEYS.iter().filter(|k| k.path_of_machine) {
+        if let Some(why) = mistaken(&(key.show)(config), home.as_deref()) {
+            return refuse(format!("{}: {why}", named(&key.path())));
         }
     }
-    out
+    let (log, lake) = (&config.wal.directory, &config.storage.local_path);
+    if config.storage.backend != Backend::Local || !(is_within(log, lake) || is_within(lake, log)) {
+        return Ok(());
+    }
+    let (real_log, real_lake) = (real(log), real(lake));
+    let real = if (&real_log, &real_lake) == (log, lake) {
+        String::new()
+    } else {
+        format!(" (in reality {} and {})", real_log.display(), real_lake.display())
+    };
+    refuse(format!(
+        "{} and {} are one directory, or one is in the other{real}: names of databases and those of the log's own directories could meet \
+         there; put them side by side",
+        named("wal.directory"),
+        named("storage.local_path")
+    ))
 }
 
 /// Whether only this machine can reach the host. A name other than `localhost` may resolve to anything.
@@ -572,11 +580,48 @@ mod tests {
     #[test]
     fn a_log_within_the_lake_is_refused() {
         for (log, lake) in [("/d/x", "/d/x"), ("/d/x/wal", "/d/x"), ("./a/../b/wal", "b"), ("b", "./b/")] {
-            let sets = [format!("wal.directory={log}"), format!("storage.local_path={lake}")];
-            has(&error("", &[], &[&sets[0], &sets[1]]), &["wal.directory = ", "storage.local_path = ", "side by side"]);
+            for (log, lake) in [(log, lake), (lake, log)] {
+                let sets = [format!("wal.directory={log}"), format!("storage.local_path={lake}")];
+                has(&error("", &[], &[&sets[0], &sets[1]]), &["wal.directory = ", "storage.local_path = ", "side by side"]);
+                load("", &[], &[&sets[0], &sets[1], "storage.backend=s3", "storage.s3_bucket=b"]).unwrap();
+            }
         }
-        for (log, lake) in [("/d/wal", "/d/lake"), ("/d", "/d/lake"), ("/d/lake2", "/d/lake")] {
+        for (log, lake) in [("/d/wal", "/d/lake"), ("/d/lake2", "/d/lake")] {
             load("", &[], &[&format!("wal.directory={log}"), &format!("storage.local_path={lake}")]).unwrap();
+        }
+    }
+
+    /// Real paths are compared, links that lead to nothing yet included.
+    #[test]
+    fn log_and_lake_that_overlap_through_links_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::create_dir_all(dir.path().join("wal")).unwrap();
+        for (link, target) in [("to_wal", "wal"), ("to_new", "new/deep"), ("to_side", "wal/side"), ("to_up", ".")] {
+            std::os::unix::fs::symlink(target, dir.path().join(link)).unwrap();
+        }
+        for (log, lake) in [("wal", "to_wal"), ("new", "to_new"), ("wal", "to_side"), ("wal", "to_up"), ("to_up/wal/x", "wal")] {
+            for (log, lake) in [(log, lake), (lake, log)] {
+                let sets = [format!("wal.directory={}", at(log)), format!("storage.local_path={}", at(lake))];
+                let e = error("", &[], &[&sets[0], &sets[1]]);
+                has(&e, &["wal.directory = ", "storage.local_path = ", "in reality", "side by side"]);
+            }
+        }
+        for (log, lake) in [("wal", "lake"), ("to_wal", "to_up/lake"), ("wal", "to_new")] {
+            load("", &[], &[&format!("wal.directory={}", at(log)), &format!("storage.local_path={}", at(lake))]).unwrap();
+        }
+    }
+
+    #[test]
+    fn path_that_is_none_is_refused_by_every_key_that_takes_one() {
+        let keys: Vec<String> = KEYS.iter().filter(|k| k.path_of_machine).map(Key::path).collect();
+        for key in ["wal.directory", "storage.local_path", "auth.token_file", "server.tls_cert_file", "storage.gcs_service_account_file"] {
+            assert!(keys.iter().any(|k| k == key), "{key}");
+        }
+        for key in &keys {
+            for value in ["~/x", "s3://b/x", "gs://b/x", "file:///srv/x", "$HOME/x", "${X}/y"] {
+                has(&error("", &[], &[&format!("{key}={value}")]), &[&format!("{key} = {value} (--set)"), ";"]);
+            }
         }
     }
 

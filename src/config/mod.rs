@@ -7,6 +7,7 @@
 pub mod keys;
 pub mod value;
 mod load;
+mod paths;
 
 pub use keys::{
     AuthConfig, Backend, CompactionConfig, Compression, Config, CreateOnly, IngestConfig, KEYS, Key, Layout, LogConfig, LogFormat,

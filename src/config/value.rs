@@ -38,6 +38,8 @@ pub trait Codec {
     const KIND: Kind;
     /// Values are printed nowhere, not even in errors.
     const SECRET: bool = false;
+    /// Where something is on this machine.
+    const PATH: bool = false;
     /// For errors: "expected ...".
     fn expected() -> String;
     fn parse(text: &str) -> Option<Self::Value>;
@@ -73,6 +75,7 @@ pub struct Directory;
 impl Codec for Directory {
     type Value = PathBuf;
     const KIND: Kind = Kind::Text;
+    const PATH: bool = true;
     fn expected() -> String {
         "a directory path".into()
     }
@@ -91,6 +94,7 @@ pub struct FilePath;
 impl Codec for FilePath {
     type Value = PathBuf;
     const KIND: Kind = Kind::Text;
+    const PATH: bool = true;
     fn expected() -> String {
         "the path of a file".into()
     }
@@ -127,6 +131,7 @@ pub struct MaybeFile;
 impl Codec for MaybeFile {
     type Value = PathBuf;
     const KIND: Kind = Kind::Text;
+    const PATH: bool = true;
     fn expected() -> String {
         "a path, empty for none".into()
     }
