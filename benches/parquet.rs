@@ -108,7 +108,7 @@ fn bench(c: &mut Criterion) {
                     let from = cpu();
                     for _ in 0..n {
                         out.clear();
-                        black_box(build(&spec, log.1.clone(), &log, &[], &mut out).expect("a file"));
+                        black_box(build(&spec, &log.1, &log, &[], &mut out).expect("a file"));
                     }
                     cpu().saturating_sub(from)
                 });

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
-use crate::compact::Layout;
 use crate::compact::control::Control;
 use crate::compact::lake::LakeCheck;
 use crate::compact::worker::{Compactor, DRAIN_PATIENCE, Settings as CompactSettings, plan_object};
+use crate::compact::{Layout, unknown_setting};
 use crate::format::manifest::PlanWriter;
 use crate::format::payload::PayloadView;
 use crate::idempotency::{Keys, Newest};
@@ -76,8 +76,10 @@ impl NodeSettings {
     ///
     /// INVARIANT(drain-is-a-start): a drain is a start of the node without a door. It has no recovery, plans, names or commits of its
     /// own, so that node and drain can take over from each other at any point.
-    #[must_use]
-    pub fn for_drain(mut self, left: &LeftBehind) -> Self {
+    ///
+    /// # Errors
+    /// When its last plan was written in a way that this version does not know.
+    pub fn for_drain(mut self, left: &LeftBehind) -> Result<Self, String> {
         self.paused = false;
         self.log.segment_data = DRAIN_SEGMENT;
         // No limit of this machine's log holds for that one: it has its size already, and nothing is added.
@@ -89,12 +91,15 @@ impl NodeSettings {
         self.idempotency_max_keys = self.idempotency_max_keys.max(DRAIN_KEYS);
         if let Some(w) = &left.writer {
             let plan = &mut self.compact.plan;
+            if let Some(why) = unknown_setting(w) {
+                return Err(format!("the last plan of this log has {why}"));
+            }
             // A plan of format 1.0 names no encoding: nobody has asked for one.
             let encoding = w.encoding.clone().or_else(|| plan.writer.encoding.clone());
             plan.writer = PlanWriter { version: plan.writer.version.clone(), encoding, ..w.clone() };
-            plan.layout = if w.layout == "arc" { Layout::Arc } else { Layout::Hive };
+            plan.layout = Layout::parse(&w.layout).ok_or_else(|| format!("layout \"{}\"", w.layout))?;
         }
-        self
+        Ok(self)
     }
 }
 

@@ -285,6 +285,7 @@ impl Now {
                 row_group_rows: 9,
                 layout: "hive".into(),
                 encoding: None,
+                row_group_bytes: None,
             },
             schemas: vec![PlanSchema {
                 database: "db".into(),

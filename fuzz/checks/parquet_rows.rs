@@ -39,7 +39,7 @@ pub fn file(payload: &[u8], v: &PayloadView<'_>, i: usize, view: &TableView<'_>,
     };
     let slice = SliceRef::new(1, 0, 0, payload.len() as u32, i as u32, rows, rows == t.rows);
     let mut out = Vec::new();
-    let built = build(&spec, vec![slice], &One(payload), &[], &mut out).unwrap_or_else(|e| panic!("table '{}': {e}", t.table));
+    let built = build(&spec, &[slice], &One(payload), &[], &mut out).unwrap_or_else(|e| panic!("table '{}': {e}", t.table));
     assert_eq!(built.bytes, out.len() as u64);
     (built, out)
 }

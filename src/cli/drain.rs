@@ -197,7 +197,7 @@ fn open(config: &Config, dir: &Path) -> Result<Node, NodeError> {
             );
         }
     }
-    let settings = settings::node_settings(config).for_drain(&left);
+    let settings = settings::node_settings(config).for_drain(&left).map_err(NodeError::Other)?;
     let (metrics, clock) = (Metrics::new(), SystemClock::shared());
     let store = (Arc::clone(&metrics), clock.clone());
     let sink = |log| settings::open_sink(config, log, &store.0, &store.1);

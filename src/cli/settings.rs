@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::clock::SharedClock;
 use crate::compact::Layout;
-use crate::compact::plan::{Bounds as PlanBounds, PlanSettings};
+use crate::compact::memory::row_group_bytes;
+use crate::compact::plan::{Bounds as PlanBounds, MAX_CHUNKS, MAX_SLICES, PlanSettings};
 use crate::compact::worker::{PATIENCE, Settings as CompactSettings};
 use crate::config::{self, Config};
 use crate::decode::Nested;
@@ -22,9 +23,6 @@ use crate::sink::{LocalSink, ObjectSink, Sink};
 use crate::types::LogId;
 use crate::vfs::{Engine as IoEngine, SyncMode};
 use crate::wal::shared::LogSettings;
-
-/// How long a first look at a row group's columns may grow in memory, in bytes.
-const ROW_GROUP_BYTES: usize = 128 << 20;
 
 /// Opens the store that the configuration names, for the files of `log`.
 ///
@@ -193,7 +191,7 @@ fn compact_settings(config: &Config) -> CompactSettings {
         trigger_size: c.trigger_size,
         max_delay: c.max_delay,
         plan: PlanSettings {
-            bounds: PlanBounds { bytes: c.trigger_size, rows: c.max_rows, outputs: c.max_outputs },
+            bounds: PlanBounds { bytes: c.trigger_size, rows: c.max_rows, outputs: c.max_outputs, slices: MAX_SLICES, chunks: MAX_CHUNKS },
             writer: PlanWriter {
                 version: env!("CARGO_PKG_VERSION").into(),
                 compression: c.compression.to_string(),
@@ -201,11 +199,13 @@ fn compact_settings(config: &Config) -> CompactSettings {
                 row_group_rows: c.row_group_rows as u64,
                 layout: config.storage.layout.to_string(),
                 encoding: Some(c.encoding.to_string()),
+                row_group_bytes: Some(row_group_bytes(c.memory)),
             },
             layout,
         },
         workers,
-        row_group_bytes: ROW_GROUP_BYTES,
+        // A record that is one row takes four times its bytes.
+        memory: c.memory.max(4 * config.ingest.max_record_size) as usize,
         patience: PATIENCE,
     }
 }

@@ -23,6 +23,7 @@ use super::columns::{Column, Values};
 use super::encodings::{put_delta, put_hybrid, put_levels, put_plain, put_split, put_strings, width_of};
 use super::parquet::{Codecs, Encodings};
 use super::strings::StrView;
+use crate::format::bytes::Writer as _;
 
 /// Rows of a page: a multiple of eight, so that pages begin at whole bytes of the validity bits. 8 bytes each make 1 MiB.
 const PAGE_ROWS: usize = 1 << 17;
@@ -168,7 +169,9 @@ pub(super) fn encode(desc: &ColumnDescPtr, column: &Column<'_>, encoder: &mut En
         Values::Int64(v) => int64(&mut pages, v, bits, nullable)?,
         Values::Float64(v) => float64(&mut pages, v, bits, nullable)?,
         Values::Bool(v) => boolean(&mut pages, v, bits, nullable)?,
-        Values::Strings(StrView::Plain { lengths, bytes }) => plain_strings(&mut pages, lengths, bytes, bits, nullable)?,
+        Values::Strings(StrView::Plain { lengths, starts, bytes }) => {
+            plain_strings(&mut pages, &Plain { lengths, starts: *starts, bytes }, bits, nullable)?
+        }
         Values::Strings(StrView::Dictionary { codes, starts, bytes }) => dictionary(&mut pages, codes, starts, bytes, bits, nullable)?,
     };
     let Pages { out, uncompressed, dictionary_at, data_at, data_pages, .. } = pages;
@@ -370,31 +373,48 @@ fn widen_bytes<'a>(range: &mut Option<(&'a [u8], &'a [u8])>, s: &'a [u8]) {
     }
 }
 
-fn plain_strings(pages: &mut Pages<'_>, lengths: &[u32], bytes: &[u8], bits: Option<&BooleanBuffer>, nullable: bool) -> Encoded {
+/// The strings of a column that stand end to end: see [`StrView::Plain`].
+struct Plain<'a> {
+    lengths: &'a [u32],
+    starts: Option<&'a [usize]>,
+    bytes: &'a [u8],
+}
+
+impl Plain<'_> {
+    /// Where a page that begins at row `from` ends: at a whole group of eight rows, for the levels, unless one group alone is more than a page.
+    /// A page holds a page's bytes and one value more, so that long values are not gathered in memory again.
+    fn page_end(&self, from: usize) -> usize {
+        let (mut to, mut size) = (from, 0usize);
+        while to < self.lengths.len() && size < PAGE_BYTES && to - from < PAGE_ROWS {
+            let group = self.lengths.get(to..self.lengths.len().min(to + 8)).unwrap_or_default();
+            let bytes = group.iter().map(|l| *l as usize + 4).sum::<usize>();
+            let rows = if bytes <= PAGE_BYTES { group.len() } else { 1 };
+            size += if rows == 1 { group.first().map_or(0, |l| *l as usize + 4) } else { bytes };
+            to += rows;
+        }
+        to
+    }
+}
+
+fn plain_strings(pages: &mut Pages<'_>, strings: &Plain<'_>, bits: Option<&BooleanBuffer>, nullable: bool) -> Encoded {
+    let Plain { lengths, starts, bytes } = strings;
     let mut range = None;
     let (mut from, mut at) = (0usize, 0usize);
     let mut body = Vec::new();
     while from < lengths.len() {
-        // Whole groups of eight rows, for the levels.
-        let (mut to, mut size) = (from, 0usize);
-        while to < lengths.len() && size < PAGE_BYTES && to - from < PAGE_ROWS {
-            let group = lengths.get(to..lengths.len().min(to + 8)).unwrap_or_default();
-            size += group.iter().map(|l| *l as usize + 4).sum::<usize>();
-            to += group.len();
-        }
+        let to = strings.page_end(from);
         page(from, to, bits, nullable, &mut body, &mut |from, to, valid, body| {
-            let lengths = lengths.get(from..to).unwrap_or_default();
-            let rest = bytes.get(at..).unwrap_or_default();
-            let is_valid = |i: usize| valid.as_ref().is_none_or(|b| b.value(i));
-            let mut p = 0usize;
-            for (i, l) in lengths.iter().enumerate() {
-                let end = p + *l as usize;
-                if is_valid(i) {
-                    widen_bytes(&mut range, rest.get(p..end).unwrap_or_default());
+            for (i, l) in lengths.get(from..to).unwrap_or_default().iter().enumerate() {
+                let start = starts.map_or(at, |s| s.get(from + i).copied().unwrap_or(0));
+                at += *l as usize;
+                // NULL is no value: as "" it would be the least of all.
+                if valid.as_ref().is_none_or(|b| b.value(i)) {
+                    let s = bytes.get(start..start + *l as usize).unwrap_or_default();
+                    widen_bytes(&mut range, s);
+                    body.put_u32(*l);
+                    body.extend_from_slice(s);
                 }
-                p = end;
             }
-            at += put_strings(body, lengths, rest, is_valid);
             pages.data(body, to - from, Encoding::PLAIN)
         })?;
         from = to;
@@ -417,8 +437,9 @@ fn dictionary(
         widen_bytes(&mut range, bytes.get(w[0]..w[1]).unwrap_or_default());
     }
     let mut entry_page = Vec::with_capacity(bytes.len() + 4 * entries);
-    put_strings(&mut entry_page, &lengths, bytes, |_| true);
+    put_strings(&mut entry_page, &lengths, bytes);
     pages.dictionary(&entry_page, entries)?;
+    drop(entry_page);
     let width = width_of(entries.saturating_sub(1) as u32).max(1);
     let mut tmp = Vec::new();
     each_page(codes.len(), bits, nullable, |from, to, valid, body| {

@@ -1,12 +1,15 @@
 //! The rows of one row group as typed columns: gathered from slices, put in order, handed to the encoder.
 
+use std::collections::TryReserveError;
+
 use arrow::array::BooleanBufferBuilder;
 use arrow::buffer::BooleanBuffer;
+use parquet::errors::ParquetError;
 
-use crate::format::payload::DataView;
+use crate::format::payload::{ColumnView, DataView, StringsView};
 use crate::types::{ColumnType, Sequence};
 
-use super::slices::{Checked, is_valid};
+use super::slices::{Checked, code_at, each_block, is_valid};
 use super::strings::{Rows, SliceDictionary, StrBuf, StrView};
 
 /// A column of the output's schema, `time` aside.
@@ -36,6 +39,9 @@ pub enum Values<'a> {
     Bool(BooleanBuffer),
     Strings(StrView<'a>),
 }
+
+/// Values up to which the buffers of a sort are kept for the next row group.
+const KEPT_VALUES: usize = 1 << 20;
 
 enum Data {
     Int64(Vec<i64>),
@@ -75,17 +81,24 @@ impl ColumnBuf {
         }
     }
 
-    fn reserve(&mut self, rows: usize) {
+    fn reserve(&mut self, rows: usize) -> Result<(), TryReserveError> {
         match &mut self.data {
-            Data::Int64(v) => v.reserve(rows),
-            Data::Float64(v) => v.reserve(rows),
-            Data::Bool(v) => v.reserve(rows),
+            Data::Int64(v) => v.try_reserve(rows),
+            Data::Float64(v) => v.try_reserve(rows),
+            Data::Bool(v) => {
+                v.reserve(rows);
+                Ok(())
+            }
             Data::Strings(v) => v.reserve(rows),
         }
     }
 
+    fn strings(&self) -> Option<&StrBuf> {
+        if let Data::Strings(s) = &self.data { Some(s) } else { None }
+    }
+
     fn held(&self) -> usize {
-        if let Data::Strings(s) = &self.data { s.held() } else { 0 }
+        self.strings().map_or(0, StrBuf::held)
     }
 
     /// NULLs up to row `to`.
@@ -125,7 +138,7 @@ impl ColumnBuf {
         }
     }
 
-    fn append(&mut self, c: &crate::format::payload::ColumnView<'_>, from: usize, to: usize, open: &mut OpenColumn) {
+    fn append(&mut self, c: &ColumnView<'_>, from: usize, to: usize, open: &mut OpenColumn) -> Result<(), TryReserveError> {
         let present = self.rows;
         let validity = c.validity.filter(|v| (from..to).any(|i| !is_valid(Some(v), i)));
         if let Some(bits) = validity {
@@ -140,43 +153,45 @@ impl ColumnBuf {
                 out.extend(b.iter().map(|b| f64::from_le_bytes(*b)));
             }
             (Data::Float64(out), DataView::Int64(v)) => {
-                let mut ints = Vec::with_capacity(to - from);
-                v.slice(from, to).extend(&mut ints);
-                out.extend(ints.iter().map(|x| *x as f64));
+                each_block(&v.slice(from, to), |_, ints| out.extend(ints.iter().map(|x| *x as f64)));
             }
             (Data::Bool(out), DataView::Bool(b)) => out.append_packed_range(from..to, b),
             (Data::Strings(out), DataView::Strings(s)) => {
-                let (lengths, bytes) = open.take(s.bytes(), from, to);
-                out.push_plain(&Rows { from, to, validity }, lengths, bytes);
+                let bytes = open.take(s, from, to);
+                out.push_plain(&Rows { from, to, validity }, s, bytes)?;
             }
             (Data::Strings(out), DataView::Dictionary { entries, width, codes }) => {
-                out.push_codes(&Rows { from, to, validity }, codes, *width, entries.bytes(), &mut open.dictionary);
+                out.push_codes(&Rows { from, to, validity }, codes, *width, entries.bytes(), &mut open.dictionary)?;
             }
             // The check has refused every other pair.
-            _ => return self.pad(present + (to - from)),
+            _ => {
+                self.pad(present + (to - from));
+                return Ok(());
+            }
         }
         self.rows = present + (to - from);
+        Ok(())
     }
 }
 
 /// Where the gathering of a string column of a slice stands.
 #[derive(Default)]
 struct OpenColumn {
-    lengths: Vec<u32>,
     row: usize,
     byte: usize,
     dictionary: SliceDictionary,
 }
 
 impl OpenColumn {
-    fn take<'a>(&mut self, bytes: &'a [u8], from: usize, to: usize) -> (&[u32], &'a [u8]) {
-        let sum = |l: Option<&[u32]>| l.unwrap_or_default().iter().map(|l| *l as usize).sum::<usize>();
-        self.byte += sum(self.lengths.get(self.row..from));
-        let lengths = self.lengths.get(from..to).unwrap_or_default();
-        let end = self.byte + sum(Some(lengths));
-        let taken = bytes.get(self.byte..end).unwrap_or_default();
-        (self.row, self.byte) = (to, end);
-        (lengths, taken)
+    /// The bytes of rows `from..to`, end to end.
+    fn take<'a>(&mut self, s: &StringsView<'a>, from: usize, to: usize) -> &'a [u8] {
+        let mut sum = 0usize;
+        s.for_each_length(self.row, from, |l| sum += l as usize);
+        let start = self.byte + sum;
+        sum = 0;
+        s.for_each_length(from, to, |l| sum += l as usize);
+        (self.row, self.byte) = (to, start + sum);
+        s.bytes().get(start..start + sum).unwrap_or_default()
     }
 }
 
@@ -199,21 +214,13 @@ impl<'a> OpenSlice<'a> {
             .iter()
             .map(|c| {
                 let mut o = OpenColumn::default();
-                match &c.data {
-                    DataView::Strings(s) => {
-                        o.lengths.reserve(s.len());
-                        s.extend_lengths(&mut o.lengths);
-                    }
-                    DataView::Dictionary { entries, .. } => {
-                        entries.extend_lengths(&mut o.lengths);
-                        o.dictionary = SliceDictionary::new(&o.lengths);
-                    }
-                    _ => {}
+                if let DataView::Dictionary { entries, .. } = &c.data {
+                    o.dictionary = SliceDictionary::new(entries);
                 }
                 o
             })
             .collect();
-        let left = checked.runs.iter().map(|(a, b)| b - a).sum();
+        let left = checked.runs.iter().map(|(a, b)| (b - a) as usize).sum();
         Self { checked, columns, run: 0, taken: 0, left, sequence }
     }
 
@@ -222,9 +229,10 @@ impl<'a> OpenSlice<'a> {
         self.left
     }
 
-    /// Bytes of its strings, as they stand in the payload.
-    pub(super) fn string_bytes(&self) -> usize {
-        self.checked.string_bytes
+    /// The rows not yet gathered.
+    fn rows(&self) -> impl Iterator<Item = usize> {
+        let runs = self.checked.runs.get(self.run..).unwrap_or_default().iter();
+        runs.flat_map(|(a, b)| *a as usize..*b as usize).skip(self.taken)
     }
 
     pub(super) fn new_row_group(&mut self) {
@@ -251,6 +259,15 @@ struct Scratch {
     codes: Vec<u32>,
 }
 
+impl Scratch {
+    /// Gives large buffers back, as [`StrBuf::release`] does.
+    fn release(&mut self) {
+        if self.ints.capacity() + self.floats.capacity() + self.codes.capacity() > KEPT_VALUES {
+            *self = Self::default();
+        }
+    }
+}
+
 impl RowGroup {
     pub(super) fn new(schema: &[SchemaColumn]) -> Self {
         Self {
@@ -272,21 +289,81 @@ impl RowGroup {
         self.held
     }
 
-    pub(super) fn start(&mut self, expected: usize) {
+    /// # Errors
+    /// When there is no memory for the rows expected.
+    pub(super) fn start(&mut self, expected: usize) -> Result<(), TryReserveError> {
         self.time.clear();
-        self.time.reserve(expected);
+        self.time.try_reserve(expected)?;
         self.columns.iter_mut().for_each(ColumnBuf::clear);
         self.pieces.clear();
         self.expected = expected;
         self.held = 0;
+        Ok(())
+    }
+
+    /// The string columns of the slice, with where their values go.
+    fn strings<'s, 'a>(&'s self, s: &'s OpenSlice<'a>) -> impl Iterator<Item = (&'s ColumnView<'a>, &'s OpenColumn, &'s StrBuf)> {
+        let columns = s.checked.view.columns.iter().zip(&s.checked.targets).zip(&s.columns);
+        columns.filter_map(|((c, t), open)| Some((c, open, self.columns.get(*t as usize)?.strings()?)))
+    }
+
+    /// Before rows of the slice come into this row group: where the slice repeats a few long values, a column that was to stand end to end
+    /// is coded again, since copies would take many times their bytes. False when it holds values already: the row group has to end first.
+    pub(super) fn meet(&mut self, s: &OpenSlice<'_>) -> bool {
+        for ((c, t), open) in s.checked.view.columns.iter().zip(&s.checked.targets).zip(&s.columns) {
+            let Some(Data::Strings(buf)) = self.columns.get_mut(*t as usize).map(|b| &mut b.data) else { continue };
+            let DataView::Dictionary { width, codes, .. } = &c.data else { continue };
+            if buf.is_plain() {
+                let valid = s.rows().filter(|i| is_valid(c.validity, *i));
+                let plain: usize = valid.map(|i| open.dictionary.len_of(code_at(codes, *width, i))).sum();
+                if plain > 2 * open.dictionary.bytes() && !buf.try_dictionary() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// What the dictionaries of the slice may still add, where values are coded.
+    pub(super) fn dictionaries(&self, s: &OpenSlice<'_>) -> usize {
+        let coded = self.strings(s).filter(|(_, _, buf)| !buf.is_plain());
+        coded.map(|(_, open, buf)| buf.cost_of_codes(&open.dictionary, 0)).sum()
+    }
+
+    /// How many of the next `wanted` rows of the slice surely fit into `free` bytes, at `fixed` bytes a row and what their strings take.
+    pub(super) fn fitting(&self, s: &OpenSlice<'_>, wanted: usize, fixed: usize, free: usize) -> usize {
+        let most = |c: &ColumnView<'_>, open: &OpenColumn, buf: &StrBuf| match &c.data {
+            DataView::Strings(v) => buf.cost(v.bytes().len() - open.byte.min(v.bytes().len())) + (wanted - 1) * buf.cost(0),
+            _ => buf.cost_of_codes(&open.dictionary, wanted),
+        };
+        let whole = self.strings(s).fold(wanted.saturating_mul(fixed), |sum, (c, open, buf)| sum.saturating_add(most(c, open, buf)));
+        if whole <= free {
+            return wanted;
+        }
+        let cost = |i: usize| {
+            let of = |(c, open, buf): (&ColumnView<'_>, &OpenColumn, &StrBuf)| match &c.data {
+                _ if !is_valid(c.validity, i) => 0,
+                DataView::Strings(v) => buf.cost(v.length(i)),
+                DataView::Dictionary { width, codes, .. } => buf.cost_of_code(&open.dictionary, code_at(codes, *width, i)),
+                _ => 0,
+            };
+            fixed + self.strings(s).map(of).sum::<usize>()
+        };
+        let mut left = free;
+        let fits = |i: &usize| left.checked_sub(cost(*i)).map(|rest| left = rest).is_some();
+        s.rows().take(wanted).take_while(fits).count()
     }
 
     /// Appends up to `limit` rows of the slice.
-    pub(super) fn gather(&mut self, s: &mut OpenSlice<'_>, mut limit: usize) {
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub(super) fn gather(&mut self, s: &mut OpenSlice<'_>, mut limit: usize) -> Result<(), TryReserveError> {
         self.pieces.push((s.sequence, self.time.len() as u32));
         while limit > 0
             && let Some((from, to)) = s.checked.runs.get(s.run).copied()
         {
+            let (from, to) = (from as usize, to as usize);
             let a = from + s.taken;
             let b = to.min(a + limit);
             let row = self.time.len();
@@ -294,11 +371,11 @@ impl RowGroup {
             for ((c, t), open) in s.checked.view.columns.iter().zip(&s.checked.targets).zip(&mut s.columns) {
                 let Some(buf) = self.columns.get_mut(*t as usize) else { continue };
                 if buf.rows == 0 {
-                    buf.reserve(self.expected);
+                    buf.reserve(self.expected)?;
                 }
                 let before = buf.held();
                 buf.pad(row);
-                buf.append(c, a, b, open);
+                buf.append(c, a, b, open)?;
                 self.held = (self.held + buf.held()).saturating_sub(before);
             }
             limit -= b - a;
@@ -309,12 +386,14 @@ impl RowGroup {
                 s.taken = 0;
             }
         }
+        Ok(())
     }
 
     /// Drops all rows from `rows` on, whatever state a panic has left the columns in.
     pub(super) fn roll_back(&mut self, rows: usize) {
         self.time.truncate(rows);
         self.columns.iter_mut().for_each(|c| c.truncate(rows));
+        self.held = self.columns.iter().map(ColumnBuf::held).sum();
         while self.pieces.last().is_some_and(|(_, at)| *at as usize >= rows) {
             self.pieces.pop();
         }
@@ -340,8 +419,11 @@ impl RowGroup {
         Some(order_by_time(&self.time, pieces.iter().flat_map(|(_, from, to)| *from..*to)))
     }
 
-    /// Calls `f` with the columns in the order of the schema, `time` first.
-    pub(super) fn finish<E>(&mut self, mut f: impl FnMut(usize, Column<'_>) -> Result<(), E>) -> Result<(), E> {
+    /// Calls `f` with the columns in the order of the schema, `time` first. Their values are gone afterwards.
+    ///
+    /// # Errors
+    /// Those of `f`; when there is no memory.
+    pub(super) fn finish(&mut self, mut f: impl FnMut(usize, Column<'_>) -> Result<(), ParquetError>) -> Result<(), ParquetError> {
         let order = self.order();
         let rows = self.time.len();
         if let Some(order) = &order {
@@ -352,7 +434,7 @@ impl RowGroup {
             c.pad(rows);
             let mut validity = c.validity.as_mut().map(BooleanBufferBuilder::finish);
             if let Data::Strings(s) = &mut c.data {
-                s.settle(validity.as_ref().map(BooleanBuffer::values));
+                s.settle().map_err(|e| ParquetError::External(Box::new(e)))?;
             }
             if let Some(order) = &order {
                 validity = validity.map(|v| permute_bits(&v, order));
@@ -373,7 +455,11 @@ impl RowGroup {
                 Data::Strings(s) => Values::Strings(s.view()),
             };
             f(i + 1, Column { rows, validity, values })?;
+            if let Data::Strings(s) = &mut c.data {
+                s.release();
+            }
         }
+        self.scratch.release();
         Ok(())
     }
 }

@@ -166,18 +166,15 @@ pub(super) fn put_delta(out: &mut Vec<u8>, values: &[i64]) {
     }
 }
 
-/// Length and bytes of each value that is not NULL; returns the bytes of `bytes` that were passed.
-pub(super) fn put_strings(out: &mut Vec<u8>, lengths: &[u32], bytes: &[u8], valid: impl Fn(usize) -> bool) -> usize {
+/// Length and bytes of each string of `bytes`, where they lie end to end.
+pub(super) fn put_strings(out: &mut Vec<u8>, lengths: &[u32], bytes: &[u8]) {
     let mut at = 0usize;
-    for (i, l) in lengths.iter().enumerate() {
+    for l in lengths {
         let end = at + *l as usize;
-        if valid(i) {
-            out.extend_from_slice(&l.to_le_bytes());
-            out.extend_from_slice(bytes.get(at..end).unwrap_or_default());
-        }
+        out.extend_from_slice(&l.to_le_bytes());
+        out.extend_from_slice(bytes.get(at..end).unwrap_or_default());
         at = end;
     }
-    at
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use arrow::array::Int64Array;
 use super::control::Control;
 use super::lake::LakeCheck;
 use super::name::Layout;
-use super::plan::{Bounds, PlanSettings};
+use super::plan::{Bounds, MAX_CHUNKS, MAX_SLICES, PlanSettings};
 use super::worker::{Compactor, PATIENCE, Settings, Work, plan_object};
 use crate::batch::{Column, TableBatch, ValidBatch, Values};
 use crate::catalog::Catalog;
@@ -260,7 +260,8 @@ impl Server {
             None => Arc::new(self.store.clone()),
             Some(w) => Arc::new(w.sink(o.shared.log, clock_of_store)),
         };
-        let bounds = Bounds { bytes: 1 << 30, rows: self.shape.max_rows, outputs: self.shape.max_outputs };
+        let bounds =
+            Bounds { bytes: 1 << 30, rows: self.shape.max_rows, outputs: self.shape.max_outputs, slices: MAX_SLICES, chunks: MAX_CHUNKS };
         let writer = PlanWriter {
             version: "test".into(),
             compression: self.shape.compression.into(),
@@ -268,13 +269,14 @@ impl Server {
             row_group_rows: 1 << 20,
             layout: "hive".into(),
             encoding: Some("compatible".into()),
+            row_group_bytes: Some(1 << 20),
         };
         let compact = Settings {
             trigger_size: 24 << 10,
             max_delay: Duration::from_secs(60),
             plan: PlanSettings { bounds, writer, layout: Layout::Hive },
             workers: 1,
-            row_group_bytes: 1 << 20,
+            memory: 8 << 20,
             patience: PATIENCE,
         };
         let keys = Keys::new(Duration::from_secs(60), 10, clock);

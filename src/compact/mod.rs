@@ -8,6 +8,7 @@ mod deferred;
 mod encodings;
 mod footer;
 pub mod lake;
+pub mod memory;
 pub mod name;
 mod outputs;
 pub mod parquet;
@@ -16,7 +17,9 @@ pub mod quarantine;
 mod release;
 mod side;
 mod slices;
+mod spec;
 mod strings;
+mod threads;
 pub mod worker;
 #[cfg(test)]
 mod worker_tests;
@@ -27,9 +30,14 @@ mod lake_tests;
 #[cfg(test)]
 mod waiting_tests;
 #[cfg(test)]
+mod memory_tests;
+#[cfg(test)]
+mod unclean_tests;
+#[cfg(test)]
 mod tests;
 
 pub use columns::SchemaColumn;
 pub use name::{Layout, object_name};
 pub use parquet::{BuildError, Built, CREATED_BY, Codecs, Encodings, OutputSpec, SetAside, WriterSettings, build};
 pub use slices::{Payloads, SliceRef};
+pub use spec::unknown_setting;

@@ -13,6 +13,17 @@ pub enum Layout {
     Arc,
 }
 
+impl Layout {
+    /// The layout with this name in configuration and plans.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "hive" => Some(Self::Hive),
+            "arc" => Some(Self::Arc),
+            _ => None,
+        }
+    }
+}
+
 /// The name of an output, relative to the lake's root, `/` between its parts. The pair is the plan's first and last
 /// sequence, `n` the output's number in the plan.
 pub fn object_name(

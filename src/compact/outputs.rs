@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
-use super::SchemaColumn;
 use super::builder::{Ready, SUSPICIONS, Stop, Trouble, build_one, hex, try_each};
-use super::name::Layout;
-use super::parquet::{Codecs, Encodings, OutputSpec, WriterSettings};
+use super::memory::build_bytes;
+use super::parquet::OutputSpec;
 use super::plan::Slices;
 use super::quarantine::{self, Quarantined};
-use super::worker::{Compactor, Current, commit_entry, same};
+use super::spec::output_spec;
+use super::threads::spawn;
+use super::worker::{Cautious, Compactor, Current, commit_entry, same};
 use crate::format::manifest::{Entry, Plan};
 use crate::sink::{ObjectInfo, Published, Sink, SinkError, SinkResult, Staged};
 use crate::types::Sequence;
@@ -18,98 +19,78 @@ use crate::wal::manifest::OutputFile;
 use crate::wal::shared::Pulse;
 
 impl Compactor {
-    fn spec(&self, plan: &Plan, n: u32) -> Option<OutputSpec> {
-        let o = plan.outputs.get(n as usize)?;
-        let s = plan.schemas.get(o.schema as usize)?;
-        let columns = s
-            .columns
-            .iter()
-            .map(|x| Some(SchemaColumn { name: x.name.clone(), ty: x.column_type()?, tag: x.tag }))
-            .collect::<Option<Vec<_>>>()?;
-        let w = &plan.writer;
-        let compression = match w.compression.as_str() {
-            "none" => Codecs::None,
-            "snappy" => Codecs::Snappy,
-            "lz4" => Codecs::Lz4,
-            "gzip" => Codecs::Gzip(w.level.unsigned_abs()),
-            _ => Codecs::Zstd(w.level),
-        };
-        let encodings = if w.encoding.as_deref() == Some("compatible") { Encodings::Compatible } else { Encodings::Compact };
-        let metadata = [
-            ("arc.log_uuid", self.shared.log.to_string()),
-            ("arc.plan", plan.plan.to_string()),
-            ("arc.first_sequence", plan.first_sequence.to_string()),
-            ("arc.last_sequence", plan.last_sequence.to_string()),
-        ];
-        Some(OutputSpec {
-            database: s.database.clone(),
-            table: s.table.clone(),
-            hour: o.hour,
-            layout: if w.layout == "arc" { Layout::Arc } else { Layout::Hive },
-            columns,
-            settings: WriterSettings {
-                compression,
-                encodings,
-                row_group_rows: w.row_group_rows as usize,
-                row_group_bytes: self.settings.row_group_bytes,
-            },
-            metadata: metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
-        })
-    }
-
-    /// Builds the outputs on up to `workers` threads, or on this one when that is one, and records, publishes and commits each as it
-    /// is ready.
+    /// Builds the outputs on up to `workers` threads, or on this one when that is one or none can be started, and records, publishes and
+    /// commits each as it is ready. Together they take no more than `compaction.memory`.
     ///
     /// What stops one output stops it alone: those are returned with the reason. A full disk stops all.
     pub(super) fn build_all(&mut self, c: &Current, todo: &[u32]) -> Result<BTreeMap<u32, Stop>, Trouble> {
         let mut specs: BTreeMap<u32, OutputSpec> = BTreeMap::new();
         for n in todo {
-            let spec = self
-                .spec(&c.plan, *n)
-                .ok_or_else(|| Trouble::Retry(format!("plan {}: output {n} has an unknown column type", c.plan.plan)))?;
-            specs.insert(*n, spec);
+            specs.insert(*n, output_spec(&c.plan, *n, self.shared.log).map_err(Trouble::Lasting)?);
         }
         // One probe file, so one builder.
-        let probe = if c.cautious { self.probe.take() } else { None };
+        let probe = if c.cautious != Cautious::No { self.probe.take() } else { None };
         let workers = if probe.is_some() { 1 } else { self.settings.workers.clamp(1, todo.len().max(1)) };
         // Where a put takes a round trip, what is built meanwhile goes out with the next ones.
         let puts = self.sink.parallel();
         let skips = self.culprits(&c.plan);
         let sink = Arc::clone(&self.sink);
+        let memory = Arc::clone(&self.memory);
+        let running_for = self.shared.clock.monotonic().saturating_sub(self.started);
         let (shared, control) = (Arc::clone(&self.shared), Arc::clone(&self.control));
         let build = |n: u32| {
             let (Some(spec), Some(o), Some(list)) = (specs.get(&n), c.plan.outputs.get(n as usize), c.slices.outputs.get(n as usize))
             else {
                 return Err(Trouble::Retry(format!("plan {} has no output {n}", c.plan.plan)));
             };
+            let _share = memory.take(build_bytes(spec, list));
             let started = shared.clock.monotonic();
             let skip = skips.get(&n).map_or(&[][..], Vec::as_slice);
-            if let Some(p) = &probe {
-                try_each(p, c.plan.plan, n, spec, list, skip, &c.slices);
-            }
-            let built = build_one(&*sink, n, &o.name, spec, list, skip, &c.slices);
+            let one = |spec: &OutputSpec| build_one(&*sink, n, &o.name, spec, list, skip, &c.slices);
+            let built = match &probe {
+                None => one(spec),
+                Some(p) => {
+                    let ends = p.ends(c.plan.plan, n);
+                    if ends == 0 && c.cautious == Cautious::EachRecord {
+                        try_each(p, c.plan.plan, n, spec, list, skip, &c.slices);
+                    }
+                    let smaller = p.begin_output(c.plan.plan, n, spec, running_for)?;
+                    let built = one(&smaller);
+                    p.end_output(c.plan.plan, n, built.is_ok());
+                    built
+                }
+            };
             shared.metrics.compact_build_seconds.record(shared.clock.monotonic().saturating_sub(started).as_secs_f64());
             shared.pulses.compact.beat();
             built
         };
         let mut stopped = BTreeMap::new();
+        let one_by_one = |x: &mut Self, stopped: &mut BTreeMap<u32, Stop>| {
+            let mut todo = todo.iter().take_while(|_| !control.is_stopped());
+            todo.try_for_each(|n| x.hand_over(c, vec![(*n, build(*n))], stopped))
+        };
         let result = if workers == 1 && (puts == 1 || probe.is_some()) {
             // On this thread, so that a step of the compactor is one thread's work, in one order.
-            todo.iter().take_while(|_| !control.is_stopped()).try_for_each(|n| self.hand_over(c, vec![(*n, build(*n))], &mut stopped))
+            one_by_one(self, &mut stopped)
         } else {
             let next = AtomicUsize::new(0);
             // One finished output waits at most for each worker, or for each put: what is staged is bounded.
             let (tx, rx) = mpsc::sync_channel::<(u32, Result<Ready, Trouble>)>(workers.max(puts));
+            let work = |tx: mpsc::SyncSender<_>| {
+                while let Some(n) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if control.is_stopped() || tx.send((*n, build(*n))).is_err() {
+                        return;
+                    }
+                }
+            };
             std::thread::scope(|scope| {
-                for _ in 0..workers {
-                    let (tx, next, build, control) = (tx.clone(), &next, &build, &control);
-                    scope.spawn(move || {
-                        while let Some(n) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            if control.is_stopped() || tx.send((*n, build(*n))).is_err() {
-                                return;
-                            }
-                        }
-                    });
+                let work = &work;
+                let started = (0..workers).take_while(|_| {
+                    let tx = tx.clone();
+                    spawn(scope, "arc-build", move || work(tx)).is_some()
+                });
+                if started.count() == 0 {
+                    return one_by_one(self, &mut stopped);
                 }
                 drop(tx);
                 // The receiver goes when this scope's body ends, which ends builders that wait to hand something over.
@@ -294,7 +275,10 @@ fn publish_each(sink: &dyn Sink, plan: &Plan, ready: Vec<Ready>, pulse: &Pulse) 
     let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     std::thread::scope(|scope| {
         let work = || std::iter::from_fn(take).map(one).collect::<Vec<_>>();
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        running.into_iter().flat_map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+        let running: Vec<_> = (0..threads).map_while(|_| spawn(scope, "arc-put", work)).collect();
+        // Whatever could not be given to a thread is done here.
+        let here = if running.is_empty() { work() } else { Vec::new() };
+        let there = running.into_iter().flat_map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        here.into_iter().chain(there).collect()
     })
 }

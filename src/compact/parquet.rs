@@ -4,6 +4,7 @@
 //! in order by time. What the file holds depends on the specification and the slices alone, so that a retry makes the
 //! same bytes.
 
+use std::collections::TryReserveError;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -55,8 +56,8 @@ pub struct WriterSettings {
     pub encodings: Encodings,
     /// Most rows of a row group; at least 1.
     pub row_group_rows: usize,
-    /// Bytes of raw columns after which a row group ends. It may be passed by an eighth, and by the strings of one
-    /// slice where those are spread unevenly.
+    /// Most bytes of raw columns of a row group, a dictionary counted twice. A row that is larger by itself is a row group of its own; one whose
+    /// slice has larger dictionaries takes them whole.
     pub row_group_bytes: usize,
 }
 
@@ -78,6 +79,18 @@ pub struct OutputSpec {
     pub settings: WriterSettings,
     /// Footer key-values; `arc.database`, `arc.table`, `arc.rows` and `arc.writer_version` are added.
     pub metadata: Vec<(String, String)>,
+}
+
+impl OutputSpec {
+    /// Bytes of a row in memory, strings aside.
+    pub(super) fn fixed_bytes(&self) -> usize {
+        let width = |c: &SchemaColumn| match c.ty {
+            ColumnType::Int64 | ColumnType::Float64 => 8,
+            ColumnType::Utf8 | ColumnType::Binary => 5,
+            ColumnType::Bool => 1,
+        };
+        8 + self.columns.iter().map(width).sum::<usize>()
+    }
 }
 
 /// Rows that did not reach the file.
@@ -106,6 +119,13 @@ pub enum BuildError {
     /// The specification cannot be met, or a bug; trying again does not help.
     #[error("building the file: {0}")]
     Internal(String),
+    /// The system gave no memory for it.
+    #[error("building the file: {0}")]
+    Memory(String),
+}
+
+fn out_of_memory(e: TryReserveError) -> ParquetError {
+    ParquetError::External(Box::new(e))
 }
 
 /// Hashes and counts what passes, and keeps the error that the Parquet writer would wrap.
@@ -152,18 +172,22 @@ impl Write for Output<'_> {
 /// [`BuildError`]; a slice that cannot be built is no error but set aside.
 pub fn build(
     spec: &OutputSpec,
-    slices: Vec<SliceRef>,
+    slices: &[SliceRef],
     payloads: &dyn Payloads,
     skip: &[Sequence],
     out: &mut (dyn Write + Send),
 ) -> Result<Built, BuildError> {
     let columns = ordered_columns(spec);
     let mut set_aside = Vec::new();
-    let slices = in_time_order(spec.hour, slices, payloads, skip, &mut set_aside);
+    let order = in_time_order(spec.hour, slices, payloads, skip, &mut set_aside);
+    let in_order = order.iter().filter_map(|i| slices.get(*i as usize));
     let mut output = Output { inner: out, hash: Sha256::new(), bytes: 0, failed: None, held: None };
-    let rows = write_file(spec, &columns, &slices, payloads, &mut set_aside, &mut output);
+    // A panic here is no slice's: it stops this output, not the thread that ships everything else.
+    let rows = guarded(|| Ok(write_file(spec, &columns, in_order, payloads, &mut set_aside, &mut output)));
+    let rows = rows.unwrap_or_else(|why| Err(ParquetError::General(why)));
     match (rows, output.failed) {
         (_, Some(e)) => Err(BuildError::Io(e)),
+        (Err(ParquetError::External(e)), None) if e.is::<TryReserveError>() => Err(BuildError::Memory(e.to_string())),
         (Err(e), None) => Err(BuildError::Internal(e.to_string())),
         (Ok(rows), None) => Ok(Built { rows, bytes: output.bytes, sha256: output.hash.finalize().into(), set_aside }),
     }
@@ -203,31 +227,31 @@ fn guarded<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     })
 }
 
-fn in_time_order(
-    hour: Hour,
-    mut slices: Vec<SliceRef>,
-    payloads: &dyn Payloads,
-    skip: &[Sequence],
-    set_aside: &mut Vec<SetAside>,
-) -> Vec<SliceRef> {
+/// Indices of the slices by their earliest time, ties by sequence. A plan may hold millions of slices: only their places are sorted.
+fn in_time_order(hour: Hour, slices: &[SliceRef], payloads: &dyn Payloads, skip: &[Sequence], set_aside: &mut Vec<SetAside>) -> Vec<u32> {
     let skip: hashbrown::HashSet<Sequence> = skip.iter().copied().collect();
-    slices.retain(|s| !skip.contains(&s.sequence));
-    slices.sort_by_key(|s| s.sequence);
-    let mut keyed = Vec::with_capacity(slices.len());
-    for s in slices {
-        match guarded(|| first_time(&s, payloads.payload(&s), hour)) {
-            Ok(time) => keyed.push((time, s)),
+    let sequence = |i: u32| slices.get(i as usize).map(|s| s.sequence);
+    let mut order: Vec<u32> = (0..slices.len() as u32).collect();
+    order.retain(|i| sequence(*i).is_some_and(|s| !skip.contains(&s)));
+    order.sort_by_key(|i| sequence(*i));
+    let mut keyed = Vec::with_capacity(order.len());
+    for i in &order {
+        let Some(s) = slices.get(*i as usize) else { continue };
+        match guarded(|| first_time(s, payloads.payload(s), hour)) {
+            Ok(time) => keyed.push((time, *i)),
             Err(reason) => set_aside.push(SetAside { sequence: s.sequence, rows: s.rows(), reason }),
         }
     }
-    keyed.sort_by_key(|(time, s)| (*time, s.sequence));
-    keyed.into_iter().map(|(_, s)| s).collect()
+    keyed.sort_by_key(|(time, i)| (*time, sequence(*i)));
+    order.clear();
+    order.extend(keyed.iter().map(|(_, i)| *i));
+    order
 }
 
-fn write_file(
+fn write_file<'s>(
     spec: &OutputSpec,
     columns: &[FileColumn],
-    slices: &[SliceRef],
+    slices: impl Iterator<Item = &'s SliceRef> + Clone,
     payloads: &dyn Payloads,
     set_aside: &mut Vec<SetAside>,
     output: &mut Output<'_>,
@@ -236,13 +260,13 @@ fn write_file(
     let mut file = File::new(spec, columns, output)?;
     let mut targets = Targets::new(&schema);
     let mut group = RowGroup::new(&schema);
-    let budget = Budget::new(&spec.settings, &schema);
-    let mut left: u64 = slices.iter().map(|s| u64::from(s.rows())).sum();
+    let budget = Budget::new(spec);
+    let mut left: u64 = slices.clone().map(|s| u64::from(s.rows())).sum();
     let mut rows = 0u64;
-    group.start(budget.expected(left));
+    group.start(budget.expected(left)).map_err(out_of_memory)?;
+    let mut limit = 0usize;
     for s in slices {
         left = left.saturating_sub(u64::from(s.rows()));
-        let start = group.rows();
         let opened = guarded(|| Ok(OpenSlice::new(check(s, payloads.payload(s), spec.hour, &mut targets)?, s.sequence)));
         let mut open = match opened {
             Ok(open) => open,
@@ -254,26 +278,35 @@ fn write_file(
         // A row group may end inside the slice; what was written of it before then cannot be taken back, but by then
         // the whole slice has been checked.
         let mut split = false;
+        if !group.meet(&open) {
+            rows += file.row_group(&mut group)?;
+            group.start(budget.expected(left + open.left() as u64)).map_err(out_of_memory)?;
+            group.meet(&open);
+        }
+        let start = group.rows();
         while open.left() > 0 {
-            let n = budget.rows_now(&group, &open);
+            if group.rows() == 0 {
+                limit = budget.limit(&group, &open);
+            }
+            let n = budget.rows_now(&group, &open, limit);
             if n == 0 {
                 rows += file.row_group(&mut group)?;
-                group.start(budget.expected(left + open.left() as u64));
+                group.start(budget.expected(left + open.left() as u64)).map_err(out_of_memory)?;
                 open.new_row_group();
+                group.meet(&open);
                 split = true;
                 continue;
             }
-            let gathered = guarded(|| {
-                group.gather(&mut open, n);
-                Ok(())
-            });
-            if let Err(reason) = gathered {
-                if split {
-                    return Err(ParquetError::General(format!("sequence {}: {reason}", s.sequence)));
+            match guarded(|| Ok(group.gather(&mut open, n))) {
+                Ok(Ok(())) => {}
+                // No fault of the slice's.
+                Ok(Err(e)) => return Err(out_of_memory(e)),
+                Err(reason) if split => return Err(ParquetError::General(format!("sequence {}: {reason}", s.sequence))),
+                Err(reason) => {
+                    group.roll_back(start);
+                    set_aside.push(SetAside { sequence: s.sequence, rows: s.rows(), reason });
+                    break;
                 }
-                group.roll_back(start);
-                set_aside.push(SetAside { sequence: s.sequence, rows: s.rows(), reason });
-                break;
             }
         }
     }
@@ -285,6 +318,8 @@ fn write_file(
 }
 
 /// When a row group ends.
+///
+/// INVARIANT(row-group-is-bounded): what a row group's columns take is counted before it is taken, and depends on the slices and the settings alone.
 struct Budget {
     rows: usize,
     bytes: usize,
@@ -293,15 +328,9 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(settings: &WriterSettings, schema: &[SchemaColumn]) -> Self {
-        let width = |c: &SchemaColumn| match c.ty {
-            ColumnType::Int64 | ColumnType::Float64 => 8,
-            ColumnType::Utf8 | ColumnType::Binary => 5,
-            ColumnType::Bool => 1,
-        };
-        let fixed = 8 + schema.iter().map(width).sum::<usize>();
+    fn new(spec: &OutputSpec) -> Self {
         // Row numbers within a row group are 32 bits.
-        Self { rows: settings.row_group_rows.clamp(1, 1 << 30), bytes: settings.row_group_bytes, fixed }
+        Self { rows: spec.settings.row_group_rows.clamp(1, 1 << 30), bytes: spec.settings.row_group_bytes, fixed: spec.fixed_bytes() }
     }
 
     fn most(&self) -> usize {
@@ -312,20 +341,22 @@ impl Budget {
         usize::try_from(left).unwrap_or(usize::MAX).min(self.most())
     }
 
-    /// Rows of the slice that go into the row group in progress; 0: it ends here.
-    fn rows_now(&self, group: &RowGroup, open: &OpenSlice<'_>) -> usize {
+    /// Bytes of a row group that begins with this slice: enough for the dictionaries that its rows share, which are part of one record. In
+    /// smaller row groups they would be written again and again.
+    fn limit(&self, group: &RowGroup, open: &OpenSlice<'_>) -> usize {
+        self.bytes.max(group.dictionaries(open) + self.bytes / 4)
+    }
+
+    /// Rows of the slice that go into the row group in progress, which may take `limit` bytes; 0: it ends here.
+    fn rows_now(&self, group: &RowGroup, open: &OpenSlice<'_>, limit: usize) -> usize {
         let room = self.most().saturating_sub(group.rows());
         let used = group.rows() * self.fixed + group.held();
-        let per_row = self.fixed + open.string_bytes() / open.left().max(1);
         let wanted = open.left().min(room);
-        if wanted == 0 || (group.rows() > 0 && used >= self.bytes) {
+        if wanted == 0 || (group.rows() > 0 && used >= limit) {
             return 0;
         }
-        let free = self.bytes.saturating_sub(used);
-        if wanted.saturating_mul(per_row) <= free.max(self.bytes / 8) {
-            return wanted;
-        }
-        let n = wanted.min(free / per_row.max(1));
+        let n = group.fitting(open, wanted, self.fixed, limit.saturating_sub(used));
+        // A row that is larger than a row group gets one of its own.
         if group.rows() == 0 { n.max(1) } else { n }
     }
 }

@@ -1,12 +1,13 @@
 //! Plans: which sequences become which files. A plan is durable in the manifest, and in the store, before anything of it is
 //! built, so that every attempt makes the same files.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::memory::EARLIER_ROW_GROUP_BYTES;
 use super::name::{Layout, object_name};
 use super::slices::{Payloads, SliceRef};
 use crate::catalog::Catalog;
@@ -24,6 +25,10 @@ use crate::wal::reader::{FileBytes, read_file};
 /// Bytes that a plan may take as the object it is in the store, after which it takes no further record. Every output brings all columns of
 /// its table, so that many small tables make a plan larger than its rows.
 const MOST_JSON: u64 = 8 << 20;
+/// Slices of a plan, 32 bytes each: one-row requests come to a million of them in 100 MB of log.
+pub const MAX_SLICES: u64 = 2 << 20;
+/// Column chunks of a plan's files beside the first of each column: a file's footer describes each, in memory until the file is complete.
+pub const MAX_CHUNKS: u64 = 64 << 10;
 /// More than any [`PlanOutput`] takes, its name included.
 const OUTPUT_JSON: u64 = 640;
 /// More than any [`PlanInput`] takes.
@@ -37,6 +42,10 @@ pub struct Bounds {
     pub bytes: u64,
     pub rows: u64,
     pub outputs: usize,
+    /// [`MAX_SLICES`].
+    pub slices: u64,
+    /// [`MAX_CHUNKS`].
+    pub chunks: u64,
 }
 
 /// What an output is made of.
@@ -50,6 +59,7 @@ struct OutputKey {
 
 #[derive(Debug, Default)]
 struct Draft {
+    width: Width,
     slices: Vec<SliceRef>,
     rows: u64,
 }
@@ -120,15 +130,27 @@ struct Gather<'a> {
     bytes: u64,
     /// What the plan is going to take as JSON, at most; counted for a new one only.
     json: Option<u64>,
-    schemas: HashSet<(Arc<str>, Arc<str>, usize)>,
+    schemas: HashMap<(Arc<str>, Arc<str>, usize), Width>,
+    slices: u64,
+    /// Column chunks times bytes of a row group.
+    chunk_bytes: u64,
+    row_group_bytes: u64,
+}
+
+/// Columns of an output, `time` included, and bytes of a row, strings aside: none for a plan that was made earlier.
+#[derive(Clone, Copy, Debug, Default)]
+struct Width {
+    columns: u64,
+    row: u64,
 }
 
 impl Gather<'_> {
     /// Takes account of one more output of this key.
-    fn measure(&mut self, key: &OutputKey) {
-        let Some(json) = &mut self.json else { return };
+    fn measure(&mut self, key: &OutputKey) -> Width {
+        let Some(json) = &mut self.json else { return Width::default() };
         *json += OUTPUT_JSON;
-        if self.schemas.insert((Arc::clone(&key.database), Arc::clone(&key.table), key.version)) {
+        let schema = (Arc::clone(&key.database), Arc::clone(&key.table), key.version);
+        *self.schemas.entry(schema).or_insert_with(|| {
             let schema = PlanSchema {
                 database: key.database.to_string(),
                 table: key.table.to_string(),
@@ -137,7 +159,14 @@ impl Gather<'_> {
                 columns: self.catalog.schema(&key.database, &key.table, key.version, Sequence::MAX),
             };
             *json += serde_json::to_vec(&schema).map_or(0, |b| b.len() as u64);
-        }
+            let columns = schema.columns.len() as u64 + 1;
+            Width { columns, row: 8 * columns }
+        })
+    }
+
+    fn fills(&self, b: Bounds) -> bool {
+        let chunks = self.chunk_bytes / self.row_group_bytes;
+        self.bytes >= b.bytes || self.rows >= b.rows || self.drafts.len() >= b.outputs || self.slices >= b.slices || chunks >= b.chunks
     }
 
     fn add(&mut self, sequence: Sequence, segment: u32, offset: u64, len: u32, p: &PayloadView<'_>) {
@@ -152,9 +181,9 @@ impl Gather<'_> {
                 let at = match self.index.get(&key) {
                     Some(at) => *at,
                     None => {
-                        self.measure(&key);
+                        let width = self.measure(&key);
                         self.index.insert(key.clone(), self.drafts.len());
-                        self.drafts.push((key, Draft::default()));
+                        self.drafts.push((key, Draft { width, ..Draft::default() }));
                         self.drafts.len() - 1
                     }
                 };
@@ -162,6 +191,10 @@ impl Gather<'_> {
                     d.slices.push(SliceRef::new(sequence, segment, offset, len, i as u32, *rows, t.hours.len() == 1));
                     d.rows += u64::from(*rows);
                     self.rows += u64::from(*rows);
+                    self.slices += 1;
+                    // Strings of the table's columns count at most twice.
+                    let bytes = u64::from(*rows) * d.width.row + 2 * t.bytes as u64 * u64::from(*rows) / u64::from(t.rows.max(1));
+                    self.chunk_bytes += bytes * d.width.columns;
                 }
             }
         }
@@ -217,8 +250,7 @@ fn scan(
         });
         for r in v.records.iter().filter(|r| r.kind == RecordKind::Write && r.sequence >= from && r.sequence <= through) {
             let too_long = gather.json.is_some_and(|j| j + INPUT_JSON * s.inputs.len() as u64 >= MOST_JSON);
-            let full =
-                bounds.is_some_and(|b| too_long || gather.rows >= b.rows || gather.drafts.len() >= b.outputs || gather.bytes >= b.bytes);
+            let full = too_long || bounds.is_some_and(|b| gather.fills(b));
             if full && gather.bytes > 0 {
                 s.mapped.segments.push(map);
                 break 'segments;
@@ -237,6 +269,10 @@ fn scan(
         s.last_sequence = seg.last_sequence.min(through).max(s.last_sequence);
         map.done_with(0, map.len());
         s.mapped.segments.push(map);
+        if seg.tainted && bounds.is_some() {
+            // It is in memory as a whole: one of them in a new plan.
+            break;
+        }
     }
     Ok(s)
 }
@@ -250,7 +286,10 @@ fn gather(catalog: &Catalog) -> Gather<'_> {
         rows: 0,
         bytes: 0,
         json: None,
-        schemas: HashSet::new(),
+        schemas: HashMap::new(),
+        slices: 0,
+        chunk_bytes: 0,
+        row_group_bytes: EARLIER_ROW_GROUP_BYTES,
     }
 }
 
@@ -272,7 +311,8 @@ pub fn make(
         return Ok(None);
     }
     let first = shipped + 1;
-    let mut g = Gather { json: Some(0), ..gather(catalog) };
+    let row_group_bytes = settings.writer.row_group_bytes.unwrap_or(EARLIER_ROW_GROUP_BYTES).max(1);
+    let mut g = Gather { json: Some(0), row_group_bytes, ..gather(catalog) };
     let s = scan(vfs, segments, first, through, Some(settings.bounds), &mut g)?;
     let last = s.last_sequence;
     // Sorted, so that the numbers of the outputs say nothing of the order of arrival.

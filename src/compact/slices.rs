@@ -84,7 +84,7 @@ pub(super) fn first_time(s: &SliceRef, payload: &[u8], hour: Hour) -> Result<i64
     Ok(first)
 }
 
-fn each_block(v: &IntView<'_>, mut f: impl FnMut(usize, &[i64])) {
+pub(super) fn each_block(v: &IntView<'_>, mut f: impl FnMut(usize, &[i64])) {
     let mut block = Vec::with_capacity(v.len().min(BLOCK_ROWS));
     let mut from = 0;
     while from < v.len() {
@@ -101,9 +101,7 @@ pub(super) struct Checked<'a> {
     /// Index into the schema of each of the view's columns.
     pub targets: Vec<u32>,
     /// Ascending runs of rows that are in the hour.
-    pub runs: Vec<(usize, usize)>,
-    /// Bytes of strings, dictionaries included.
-    pub string_bytes: usize,
+    pub runs: Vec<(u32, u32)>,
 }
 
 /// Column names to schema positions, remembering the order in which the last slice had them.
@@ -148,27 +146,23 @@ pub(super) fn check<'a>(s: &SliceRef, payload: &'a [u8], hour: Hour, targets: &m
     let (rows, body) = payload::table_body(payload, s.table).map_err(|e| format!("payload {e}"))?;
     let view = payload::parse_table(body, rows).map_err(|e| format!("table body {e}"))?;
     let resolved = targets.resolve(&view.columns)?;
-    let runs = if s.whole() { vec![(0, view.rows)] } else { runs_in_hour(&view.time, hour) };
-    let mut string_bytes = 0usize;
+    let runs = if s.whole() { vec![(0, view.rows as u32)] } else { runs_in_hour(&view.time, hour) };
     for (c, t) in view.columns.iter().zip(&resolved) {
         let wanted = targets.schema.get(*t as usize).map_or(c.ty, |s| s.ty);
         check_column(c, wanted, &runs).map_err(|e| format!("column '{}': {e}", c.name))?;
-        string_bytes += match &c.data {
-            DataView::Strings(s) | DataView::Dictionary { entries: s, .. } => s.bytes().len(),
-            _ => 0,
-        };
     }
-    Ok(Checked { view, targets: resolved, runs, string_bytes })
+    Ok(Checked { view, targets: resolved, runs })
 }
 
-fn runs_in_hour(time: &IntView<'_>, hour: Hour) -> Vec<(usize, usize)> {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
+fn runs_in_hour(time: &IntView<'_>, hour: Hour) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
     each_block(time, |at, block| {
         for (i, t) in block.iter().enumerate() {
             if hour_of(*t) == hour {
+                let row = (at + i) as u32;
                 match runs.last_mut() {
-                    Some((_, to)) if *to == at + i => *to += 1,
-                    _ => runs.push((at + i, at + i + 1)),
+                    Some((_, to)) if *to == row => *to += 1,
+                    _ => runs.push((row, row + 1)),
                 }
             }
         }
@@ -176,7 +170,7 @@ fn runs_in_hour(time: &IntView<'_>, hour: Hour) -> Vec<(usize, usize)> {
     runs
 }
 
-fn check_column(c: &ColumnView<'_>, wanted: ColumnType, runs: &[(usize, usize)]) -> Result<(), Refused> {
+fn check_column(c: &ColumnView<'_>, wanted: ColumnType, runs: &[(u32, u32)]) -> Result<(), Refused> {
     let widened = wanted == ColumnType::Float64 && c.ty == ColumnType::Int64;
     if c.ty != wanted && !widened {
         return Err(format!("{} values, the plan's schema has {wanted}", c.ty));
@@ -201,10 +195,11 @@ fn check_column(c: &ColumnView<'_>, wanted: ColumnType, runs: &[(usize, usize)])
     }
 }
 
-fn check_widening(c: &ColumnView<'_>, v: &IntView<'_>, runs: &[(usize, usize)]) -> Result<(), Refused> {
+fn check_widening(c: &ColumnView<'_>, v: &IntView<'_>, runs: &[(u32, u32)]) -> Result<(), Refused> {
     for (from, to) in runs {
+        let (from, to) = (*from as usize, *to as usize);
         let mut refused = None;
-        each_block(&v.slice(*from, *to), |at, block| {
+        each_block(&v.slice(from, to), |at, block| {
             for (i, x) in block.iter().enumerate() {
                 if !int_fits_f64(*x) && is_valid(c.validity, from + at + i) && refused.is_none() {
                     refused = Some(format!("row {}: {x} is not exact as float64", from + at + i));
@@ -219,9 +214,8 @@ fn check_widening(c: &ColumnView<'_>, v: &IntView<'_>, runs: &[(usize, usize)]) 
 }
 
 fn check_strings(s: &StringsView<'_>, utf8: bool) -> Result<(), Refused> {
-    let mut lengths = Vec::with_capacity(s.len());
-    s.extend_lengths(&mut lengths);
-    let sum: u64 = lengths.iter().map(|l| u64::from(*l)).sum();
+    let mut sum = 0u64;
+    s.for_each_length(0, s.len(), |l| sum += u64::from(l));
     if sum != s.bytes().len() as u64 {
         return Err(format!("string lengths add up to {sum}, there are {} bytes", s.bytes().len()));
     }
@@ -229,12 +223,16 @@ fn check_strings(s: &StringsView<'_>, utf8: bool) -> Result<(), Refused> {
         let whole = simdutf8::basic::from_utf8(s.bytes()).map_err(|_| "strings are not UTF-8".to_owned())?;
         if !whole.is_ascii() {
             // Each entry must be whole characters: the concatenation alone does not show that.
-            let mut at = 0usize;
-            for (i, l) in lengths.iter().enumerate() {
-                at += *l as usize;
-                if !whole.is_char_boundary(at) {
-                    return Err(format!("string {i} is not UTF-8"));
+            let (mut at, mut i, mut bad) = (0usize, 0usize, None);
+            s.for_each_length(0, s.len(), |l| {
+                at += l as usize;
+                if bad.is_none() && !whole.is_char_boundary(at) {
+                    bad = Some(i);
                 }
+                i += 1;
+            });
+            if let Some(i) = bad {
+                return Err(format!("string {i} is not UTF-8"));
             }
         }
     }

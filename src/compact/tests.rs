@@ -56,7 +56,7 @@ pub fn col(name: &str, values: Values) -> Column {
     Column { name: name.into(), tag: false, values, validity: None, defines: false }
 }
 
-fn nullable(name: &str, values: Values, valid: &[bool]) -> Column {
+pub fn nullable(name: &str, values: Values, valid: &[bool]) -> Column {
     let mut b = Bits::default();
     valid.iter().for_each(|v| b.push(*v));
     Column { validity: Some(b), ..col(name, values) }
@@ -82,7 +82,7 @@ pub fn spec(hour: i64, columns: &[(&str, ColumnType)]) -> OutputSpec {
 
 fn run(spec: &OutputSpec, slices: &[SliceRef], log: &Log) -> (Built, Vec<u8>) {
     let mut out = Vec::new();
-    let built = build(spec, slices.to_vec(), log, &[], &mut out).unwrap();
+    let built = build(spec, slices, log, &[], &mut out).unwrap();
     assert_eq!(built.bytes, out.len() as u64);
     (built, out)
 }
@@ -339,7 +339,7 @@ fn what_cannot_be_built_is_set_aside_and_the_rest_goes_on() {
     // Sequences set aside before are neither built nor listed again: the file is the same.
     let skip: Vec<u64> = reasons.iter().map(|r| r.0).collect();
     let mut again = Vec::new();
-    let second = build(&spec(0, &[("s", Utf8), ("v", Int64), ("w", Int64)]), slices, &log, &skip, &mut again).unwrap();
+    let second = build(&spec(0, &[("s", Utf8), ("v", Int64), ("w", Int64)]), &slices, &log, &skip, &mut again).unwrap();
     assert_eq!((again, second.set_aside), (file, vec![]));
     assert_eq!(last.rows(), 2);
 }
@@ -384,7 +384,7 @@ fn a_panic_sets_one_slice_aside() {
     let mut log = Log::default();
     let slices: Vec<SliceRef> = (0..3).map(|i| log.one(0, vec![i], vec![])).collect();
     let mut out = Vec::new();
-    let built = build(&spec(0, &[]), slices, &Trap(log), &[], &mut out).unwrap();
+    let built = build(&spec(0, &[]), &slices, &Trap(log), &[], &mut out).unwrap();
     assert_eq!((built.rows, built.set_aside.len()), (2, 1));
     assert!(built.set_aside[0].reason.contains("panic: trap"));
 }
@@ -681,7 +681,7 @@ fn a_write_that_fails_is_an_io_error_with_its_number() {
     let mut log = Log::default();
     let s = log.one(0, vec![1], vec![]);
     for room in [0, 3, 100, 400] {
-        let e = build(&spec(0, &[]), vec![s], &log, &[], &mut Full(room)).unwrap_err();
+        let e = build(&spec(0, &[]), &[s], &log, &[], &mut Full(room)).unwrap_err();
         assert!(matches!(e, BuildError::Io(e) if e.raw_os_error() == Some(28)), "room for {room}");
     }
 }

@@ -16,6 +16,7 @@ use super::builder::{Probe, Stop, Trouble, UNCLEAN_ENDS, hex};
 use super::control::Control;
 use super::deferred::Attempts;
 use super::lake::LakeCheck;
+use super::memory::BuildMemory;
 use super::plan::{PlanSettings, Slices, make, resume};
 use super::quarantine::{self, Quarantined};
 use crate::catalog::Catalog;
@@ -43,7 +44,8 @@ pub struct Settings {
     pub plan: PlanSettings,
     /// Outputs built at one time.
     pub workers: usize,
-    pub row_group_bytes: usize,
+    /// Bytes that all builds together may take.
+    pub memory: usize,
     /// How long an output may fail while the store as a whole answers, before its records move aside: [`PATIENCE`] or [`DRAIN_PATIENCE`].
     pub patience: Duration,
 }
@@ -83,12 +85,21 @@ pub(super) struct Current {
     pub(super) unparsable_kept: bool,
     /// The plan's object is in the store.
     pub(super) announced: bool,
-    /// Earlier attempts ended uncleanly: each record is tried on its own first.
-    pub(super) cautious: bool,
+    pub(super) cautious: Cautious,
     /// The outputs that failed at the last attempt.
     pub(super) failing: BTreeMap<u32, Failing>,
     /// The plan's object could not be put, for a reason that will not go away by itself.
     pub(super) barred: Option<Failing>,
+}
+
+/// What is put on record before an output is built, so that the next process knows of it if this one ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cautious {
+    No,
+    /// Earlier attempts ended uncleanly: each record is tried on its own first.
+    EachRecord,
+    /// The output as a whole: it comes out of a side segment, perhaps because it has ended processes.
+    Output,
 }
 
 /// What has failed again and again while the store answered.
@@ -101,7 +112,7 @@ pub(super) struct Failing {
 impl Current {
     /// A plan one of whose outputs comes out of its side segment.
     pub(super) fn of_side(plan: Plan, slices: Slices) -> Self {
-        Self { plan, slices, unparsable_kept: true, announced: true, cautious: false, failing: BTreeMap::new(), barred: None }
+        Self { plan, slices, unparsable_kept: true, announced: true, cautious: Cautious::Output, failing: BTreeMap::new(), barred: None }
     }
 }
 
@@ -145,6 +156,9 @@ pub struct Compactor {
     /// The log and the lake are on one filesystem.
     shares_disk: bool,
     pub(super) probe: Option<Probe>,
+    pub(super) memory: Arc<BuildMemory>,
+    /// When this process began to compact.
+    pub(super) started: Duration,
     /// What is to be asked of the store before anything is shipped.
     pub(super) unchecked: Option<LakeCheck>,
     /// The first plan whose object the lake must hold: earlier ones are in a lake that was used before.
@@ -175,6 +189,8 @@ impl Compactor {
             _ => false,
         };
         let probe = Probe::open(&*vfs, &shared.settings.directory);
+        let memory = Arc::new(BuildMemory::new(settings.memory));
+        let started = shared.clock.monotonic();
         // Whatever an earlier run left unshipped is due at once.
         control.request(shared.watermarks().durable);
         let mut c = Self {
@@ -198,6 +214,8 @@ impl Compactor {
             awaited: None,
             shares_disk,
             probe,
+            memory,
+            started,
             unchecked: None,
             lake_from: 1,
             doubtful: false,
@@ -366,6 +384,7 @@ impl Compactor {
             // Where the last attempt was when it ended. Once is no evidence: the process may have been killed for any reason.
             if let Some((p, output, sequence)) = self.probe.as_ref().and_then(Probe::take)
                 && p == plan.plan
+                && sequence > 0
                 && !self.is_committed(&plan, output)
             {
                 entries.push(Entry::Suspect { plan: p, output, sequence });
@@ -374,6 +393,7 @@ impl Compactor {
         self.append(entries, &[])?;
         self.control.set_damage(self.manifest.state.damage.clone());
         self.control.set_plan(Some(plan.plan));
+        let cautious = if cautious { Cautious::EachRecord } else { Cautious::No };
         self.current =
             Some(Current { plan, slices, unparsable_kept: false, announced: false, cautious, failing: BTreeMap::new(), barred: None });
         Ok(Work::Worked)

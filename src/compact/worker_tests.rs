@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::control::Control;
 use super::lake::LakeCheck;
 use super::name::Layout;
-use super::plan::{Bounds, PlanSettings};
+use super::plan::{Bounds, MAX_CHUNKS, MAX_SLICES, PlanSettings};
 use super::quarantine;
 use super::worker::{Compactor, PATIENCE, Settings, Work};
 use crate::batch::{Column, TableBatch, ValidBatch, Values};
@@ -33,8 +33,8 @@ use crate::wal::{Appender, Shared};
 pub(super) struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) control: Arc<Control>,
-    committer: Committer,
-    prealloc: Arc<Preallocator>,
+    pub(super) committer: Committer,
+    pub(super) prealloc: Arc<Preallocator>,
     pub(super) compactor: Compactor,
     appender: Appender,
     pub(super) catalog: Arc<Catalog>,
@@ -88,7 +88,7 @@ impl Core {
             trigger_size: 1 << 30,
             max_delay: Duration::from_secs(3600),
             plan: PlanSettings {
-                bounds: Bounds { bytes: 1 << 30, rows: 1 << 30, outputs: 100 },
+                bounds: Bounds { bytes: 1 << 30, rows: 1 << 30, outputs: 100, slices: MAX_SLICES, chunks: MAX_CHUNKS },
                 writer: PlanWriter {
                     version: "test".into(),
                     compression: "none".into(),
@@ -96,11 +96,12 @@ impl Core {
                     row_group_rows: 1 << 20,
                     layout: "hive".into(),
                     encoding: Some("compatible".into()),
+                    row_group_bytes: Some(1 << 20),
                 },
                 layout: Layout::Hive,
             },
             workers: 1,
-            row_group_bytes: 1 << 20,
+            memory: 8 << 20,
             patience: PATIENCE,
         };
         let compactor = Compactor::new(

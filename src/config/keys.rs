@@ -407,6 +407,8 @@ schema! {
         max_rows: Int<u64, 1, { 1 << 40 }> = 1 << 30;
         /// Threads that build Parquet files; 0 means one a core.
         workers: Int<usize, 0, 1024> = 0;
+        /// Memory that all builds of Parquet files share, at least 4 x ingest.max_record_size; a row group takes an eighth of it.
+        memory: Size<{ 16 * MB }, TOP> = 512 * MB;
     }
     /// What the process says on stderr. The variable ARC_LOG takes a filter such as "info,arc_ingest::wal=debug" instead of a level.
     log: LogConfig {

@@ -68,6 +68,9 @@ pub struct PlanWriter {
     /// Which encodings of values the files may have. None in plans of format 1.0, which means "compact".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<String>,
+    /// Bytes of raw columns of a row group. Versions that do not say it had 128 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_group_bytes: Option<u64>,
 }
 
 /// A run of sealed segments and the files made from it.

@@ -383,12 +383,24 @@ impl<'a> StringsView<'a> {
         self.bytes
     }
 
-    /// Appends each length to `out`; the sum is not checked against [`Self::bytes`].
-    pub fn extend_lengths(&self, out: &mut Vec<u32>) {
+    /// Length of string `i`; 0 past the end.
+    pub fn length(&self, i: usize) -> usize {
         match self.width {
-            1 => out.extend(self.lengths.iter().map(|b| u32::from(*b))),
-            2 => out.extend(self.lengths.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b)))),
-            _ => out.extend(self.lengths.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))),
+            1 => self.lengths.get(i).map_or(0, |b| usize::from(*b)),
+            2 => self.lengths.as_chunks::<2>().0.get(i).map_or(0, |b| usize::from(u16::from_le_bytes(*b))),
+            _ => self.lengths.as_chunks::<4>().0.get(i).map_or(0, |b| u32::from_le_bytes(*b) as usize),
+        }
+    }
+
+    /// Calls `f` with the lengths of strings `from..to`; bounds past the end are cut.
+    pub fn for_each_length(&self, from: usize, to: usize, mut f: impl FnMut(u32)) {
+        let w = usize::from(self.width);
+        let to = to.min(self.len());
+        let lengths = self.lengths.get(from.min(to) * w..to * w).unwrap_or_default();
+        match self.width {
+            1 => lengths.iter().for_each(|b| f(u32::from(*b))),
+            2 => lengths.as_chunks::<2>().0.iter().for_each(|b| f(u32::from(u16::from_le_bytes(*b)))),
+            _ => lengths.as_chunks::<4>().0.iter().for_each(|b| f(u32::from_le_bytes(*b))),
         }
     }
 
@@ -396,7 +408,7 @@ impl<'a> StringsView<'a> {
     /// When lengths and bytes do not agree.
     pub fn to_strings(&self) -> Result<Strings, Malformed> {
         let mut lengths = Vec::with_capacity(self.len());
-        self.extend_lengths(&mut lengths);
+        self.for_each_length(0, self.len(), |l| lengths.push(l));
         let sum: u64 = lengths.iter().map(|l| u64::from(*l)).sum();
         if sum != self.bytes.len() as u64 {
             return Err(Malformed { at: 0, what: "string lengths that add up to the string bytes" });

@@ -296,8 +296,15 @@ fn a_reader_that_goes_away_ends_the_dump() {
 fn plan(log: LogId, plan: u64, first: Sequence, last: Sequence, outputs: u32) -> Plan {
     let name = |n| object_name("db", "t", Layout::Hive, 0, log, (first, last), n);
     let output = |n| PlanOutput { schema: 0, hour: 0, first_sequence: first, last_sequence: last, rows: 1, name: name(n) };
-    let writer =
-        PlanWriter { version: "1".into(), compression: "none".into(), level: 0, row_group_rows: 1, layout: "hive".into(), encoding: None };
+    let writer = PlanWriter {
+        version: "1".into(),
+        compression: "none".into(),
+        level: 0,
+        row_group_rows: 1,
+        layout: "hive".into(),
+        encoding: None,
+        row_group_bytes: None,
+    };
     let outputs = (0..outputs).map(output).collect();
     Plan { plan, first_sequence: first, last_sequence: last, inputs: vec![], writer, schemas: vec![], outputs }
 }

@@ -114,6 +114,7 @@ fn plan(number: u64, outputs: usize, last: Sequence) -> Plan {
         row_group_rows: 1,
         layout: String::new(),
         encoding: None,
+        row_group_bytes: None,
     };
     let outputs = vec![output; outputs];
     Plan { plan: number, first_sequence: 1, last_sequence: last, inputs: vec![], writer, schemas: vec![], outputs }

@@ -13,7 +13,7 @@ use arc_ingest::catalog::Catalog;
 use arc_ingest::clock::{Clock, SharedClock};
 use arc_ingest::compact::Layout;
 use arc_ingest::compact::control::Control;
-use arc_ingest::compact::plan::{Bounds, PlanSettings};
+use arc_ingest::compact::plan::{Bounds, MAX_CHUNKS, MAX_SLICES, PlanSettings};
 use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings, Work};
 use arc_ingest::format::manifest::PlanWriter;
 use arc_ingest::format::payload::{EncodedRecord, KeyEntry, PayloadView, encode};
@@ -284,7 +284,7 @@ impl Core {
             trigger_size: 1 << 30,
             max_delay: Duration::from_secs(1 << 30),
             plan: PlanSettings {
-                bounds: Bounds { bytes: 1 << 30, rows: 1 << 30, outputs: 100 },
+                bounds: Bounds { bytes: 1 << 30, rows: 1 << 30, outputs: 100, slices: MAX_SLICES, chunks: MAX_CHUNKS },
                 writer: PlanWriter {
                     version: "test".into(),
                     compression: "none".into(),
@@ -292,11 +292,12 @@ impl Core {
                     row_group_rows: 1 << 20,
                     layout: "hive".into(),
                     encoding: Some("compatible".into()),
+                    row_group_bytes: Some(1 << 20),
                 },
                 layout: Layout::Hive,
             },
             workers: 1,
-            row_group_bytes: 1 << 20,
+            memory: 8 << 20,
             patience: PATIENCE,
         };
         let compactor = Compactor::new(

@@ -1,6 +1,7 @@
 //! Faults that outsiders found, by the number of their report. Each submodule covers one area and lists its cases; `docs/testing.md` has
 //! the same list for readers.
 
+mod build;
 mod damage;
 mod http;
 mod readers;
@@ -20,7 +21,7 @@ pub(super) struct Case {
     pub(super) tests: &'static [(&'static str, &'static str)],
 }
 
-const AREAS: &[&[Case]] = &[damage::CASES, http::CASES, readers::CASES, store::CASES];
+const AREAS: &[&[Case]] = &[build::CASES, damage::CASES, http::CASES, readers::CASES, store::CASES];
 
 #[test]
 fn every_case_names_tests_that_exist() {

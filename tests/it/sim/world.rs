@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_ingest::clock::{Clock, SharedClock, SimClock, SplitMix64};
 use arc_ingest::compact::Layout;
-use arc_ingest::compact::plan::{Bounds as PlanBounds, PlanSettings};
+use arc_ingest::compact::plan::{Bounds as PlanBounds, MAX_CHUNKS, MAX_SLICES, PlanSettings};
 use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings as CompactSettings, Work};
 use arc_ingest::config::Secret;
 use arc_ingest::decode::Nested;
@@ -92,7 +92,13 @@ impl Machine {
                 trigger_size: self.trigger_size,
                 max_delay: self.max_delay,
                 plan: PlanSettings {
-                    bounds: PlanBounds { bytes: self.trigger_size, rows: 100_000, outputs: self.max_outputs },
+                    bounds: PlanBounds {
+                        bytes: self.trigger_size,
+                        rows: 100_000,
+                        outputs: self.max_outputs,
+                        slices: MAX_SLICES,
+                        chunks: MAX_CHUNKS,
+                    },
                     writer: PlanWriter {
                         version: "sim".into(),
                         compression: "none".into(),
@@ -100,11 +106,12 @@ impl Machine {
                         row_group_rows: 1 << 16,
                         layout: "hive".into(),
                         encoding: Some("compatible".into()),
+                        row_group_bytes: Some(1 << 20),
                     },
                     layout: Layout::Hive,
                 },
                 workers: 1,
-                row_group_bytes: 1 << 20,
+                memory: 8 << 20,
                 patience: PATIENCE,
             },
             paused: false,
@@ -388,7 +395,7 @@ impl World {
         other.idempotency_max_keys = 0;
         other.max_columns = 1;
         other.max_tables = 1;
-        other.for_drain(&LeftBehind::read(&*self.disk.vfs(), Path::new(WAL)))
+        other.for_drain(&LeftBehind::read(&*self.disk.vfs(), Path::new(WAL))).unwrap()
     }
 
     /// Like [`Self::boot`], with every step as `next` says. It may set faults as well.
