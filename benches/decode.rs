@@ -11,6 +11,7 @@ use arc_ingest::decode::Nested;
 use arc_ingest::decode::line_protocol::{self, Empty, LineOptions, Precision};
 use arc_ingest::decode::msgpack::{self, DecodeOptions};
 use arc_ingest::decode::table::Bounds;
+use arc_ingest::types::LargeUnsigned;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 
 const ROWS: usize = 1000;
@@ -45,7 +46,13 @@ fn agent() -> String {
 }
 
 fn line(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, text: &str) {
-    let options = LineOptions { receive_time_us: 0, precision: Precision::Nanos, hive_names: true, bounds: BOUNDS };
+    let options = LineOptions {
+        receive_time_us: 0,
+        precision: Precision::Nanos,
+        hive_names: true,
+        large_unsigned: LargeUnsigned::Refuse,
+        bounds: BOUNDS,
+    };
     let rows = |l: &line_protocol::Lines| l.tables.iter().map(|t| t.time.len()).sum::<usize>();
     let once = line_protocol::decode(text.as_bytes(), &options, &Empty).expect("a body within the bounds");
     assert_eq!((rows(&once), once.report.bad), (ROWS, 0));
@@ -63,7 +70,15 @@ fn line(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, text: &str) {
 fn benches(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode");
     group.sample_size(50).measurement_time(Duration::from_secs(3)).throughput(Throughput::Elements(ROWS as u64));
-    let options = DecodeOptions { receive_time_us: 0, time_unit: None, nested: Nested::Json, hive_names: true, bounds: BOUNDS };
+    let options = DecodeOptions {
+        receive_time_us: 0,
+        time_unit: None,
+        nested: Nested::Json,
+        hive_names: true,
+        large_unsigned: LargeUnsigned::Refuse,
+        bounds: BOUNDS,
+        max_text: BOUNDS.max_bytes,
+    };
     for (name, format) in [("columnar", Format::Columnar), ("rows", Format::Row)] {
         let mut body = Vec::new();
         let templates = Templates::build(format, ROWS, 1);

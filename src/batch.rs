@@ -8,6 +8,7 @@
 
 use crate::error::RequestError;
 use crate::limits;
+use crate::names;
 use crate::types::{ColumnType, hour_of};
 
 /// One bit a row, least significant first, as in Arrow. Bits past `len` are zero.
@@ -229,7 +230,8 @@ impl ValidBatch {
         }
         let mut seen = hashbrown::HashSet::with_capacity(tables.len());
         for t in &tables {
-            check_table_name(&t.table)?;
+            // A log from before a rule for names still has to be read.
+            check_stored_table_name(&t.table)?;
             if !seen.insert(t.table.as_str()) {
                 return Err(RequestError::Internal(format!("table '{}' stands twice in one batch", t.table)));
             }
@@ -279,10 +281,10 @@ fn check_table(t: &TableBatch) -> Result<(), RequestError> {
             limits::MAX_COLUMNS
         )));
     }
-    let mut names = hashbrown::HashSet::with_capacity(t.columns.len());
+    let mut seen = hashbrown::HashSet::with_capacity(t.columns.len());
     for c in &t.columns {
-        check_column_name(table, &c.name)?;
-        if !names.insert(c.name.as_str()) {
+        check_stored_column_name(table, &c.name)?;
+        if !seen.insert(c.name.as_str()) {
             return Err(RequestError::Invalid(format!("table '{table}': column '{}' is given twice", c.name)));
         }
         check_column(table, c, rows)?;
@@ -356,11 +358,11 @@ pub fn check_database_name(name: &str) -> Result<(), RequestError> {
     }
 }
 
-/// Non-empty, at most 128 bytes (200 after escaping), no control characters, not `.` or `..`.
+/// The rules for a table's name in the log: non-empty, at most 128 bytes (200 after escaping), no control characters, not `.` or `..`.
 ///
 /// # Errors
 /// [`RequestError::Invalid`] with the rule.
-pub fn check_table_name(name: &str) -> Result<(), RequestError> {
+fn check_stored_table_name(name: &str) -> Result<(), RequestError> {
     let bad = |why: &str| Err(RequestError::Invalid(format!("invalid table name '{}': {why}", shown(name))));
     if name.is_empty() {
         return bad("it is empty");
@@ -380,12 +382,21 @@ pub fn check_table_name(name: &str) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// Non-empty, at most 256 bytes, no control characters, not `time`.
+/// The rules for the name of a table that a request has: those of the log, and nothing invisible, see [`names`].
 ///
 /// # Errors
 /// [`RequestError::Invalid`] with the rule.
-pub fn check_column_name(table: &str, name: &str) -> Result<(), RequestError> {
-    let bad = |why: &str| Err(RequestError::Invalid(format!("table '{table}': invalid column name '{}': {why}", shown(name))));
+pub fn check_table_name(name: &str) -> Result<(), RequestError> {
+    check_stored_table_name(name)?;
+    names::check_visible(name).map_err(|why| RequestError::Invalid(format!("invalid table name '{}': {why}", shown(name))))
+}
+
+/// The rules for a column's name in the log: non-empty, at most 256 bytes, no control characters, not `time`.
+///
+/// # Errors
+/// [`RequestError::Invalid`] with the rule.
+fn check_stored_column_name(table: &str, name: &str) -> Result<(), RequestError> {
+    let bad = |why: &str| Err(RequestError::Invalid(format!("table '{}': invalid column name '{}': {why}", shown(table), shown(name))));
     if name.is_empty() {
         return bad("it is empty");
     }
@@ -401,14 +412,48 @@ pub fn check_column_name(table: &str, name: &str) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// A name as it may stand in an error message: control characters escaped, shortened.
+/// The rules for the name of a column that a request has: those of the log, and nothing invisible, see [`names`].
+///
+/// # Errors
+/// [`RequestError::Invalid`] with the rule.
+pub fn check_column_name(table: &str, name: &str) -> Result<(), RequestError> {
+    check_stored_column_name(table, name)?;
+    names::check_visible(name)
+        .map_err(|why| RequestError::Invalid(format!("table '{}': invalid column name '{}': {why}", shown(table), shown(name))))
+}
+
+/// A name as it stands in an error message: as it is, but control and invisible characters escaped; shortened.
 pub fn shown(name: &str) -> String {
-    let mut out: String = name.chars().take(80).flat_map(char::escape_default).collect();
-    if name.chars().count() > 80 {
+    let mut out = String::new();
+    let mut chars = name.chars();
+    for c in chars.by_ref().take(MAX_SHOWN) {
+        if c.is_control() || names::is_invisible(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    if chars.next().is_some() {
         out.push_str("...");
     }
     out
 }
+
+/// [`shown`] for a name that may be other than UTF-8: such bytes are escaped.
+pub fn shown_bytes(name: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let cut = name.get(..MAX_SHOWN * 4).unwrap_or(name);
+    let mut out = String::new();
+    for chunk in cut.utf8_chunks() {
+        out.push_str(&shown(chunk.valid()));
+        for b in chunk.invalid() {
+            let _ = write!(out, "\\x{b:02x}");
+        }
+    }
+    if cut.len() < name.len() {
+        out.push_str("...");
+    }
+    out
+}
+
+/// Characters of a name that errors repeat.
+const MAX_SHOWN: usize = 80;
 
 /// The path segment of a table: `[A-Za-z0-9_.-]` as is, every other byte `%XX`, also a leading `.` or `_`.
 pub fn escape_table(name: &str) -> String {
@@ -452,6 +497,27 @@ mod tests {
         assert_eq!(escape_table("a/b%é"), "a%2Fb%25%C3%A9");
         assert!(check_table_name("..").is_err());
         assert!(check_table_name(&"é".repeat(40)).is_err(), "240 bytes escaped");
+    }
+
+    #[test]
+    fn names_are_shown_as_they_are_but_for_what_nobody_sees() {
+        for (name, want) in [("°C", "°C"), ("温度", "温度"), ("it's \\ \"x\"", "it's \\ \"x\""), ("a\n\u{feff}b", "a\\n\\u{feff}b")] {
+            assert_eq!(shown(name), want);
+            assert_eq!(shown_bytes(name.as_bytes()), want);
+        }
+        assert_eq!(shown_bytes(b"caf\xe9\0"), "caf\\xe9\\u{0}");
+        assert_eq!(shown(&"é".repeat(80)), "é".repeat(80));
+        assert_eq!(shown(&"é".repeat(81)), "é".repeat(80) + "...");
+        assert!(shown_bytes(&[0xff; 10_000]).len() < 2000);
+    }
+
+    /// What an older log holds is read and shipped, whatever names requests may have now.
+    #[test]
+    fn a_batch_from_a_log_keeps_names_that_requests_may_not_have() {
+        let table = "\u{feff}cpu ";
+        assert!(check_table_name(table).is_err() && check_column_name("t", table).is_err());
+        let columns = vec![Column { name: table.into(), tag: false, values: Values::Int64(vec![1]), validity: None, defines: true }];
+        assert!(ValidBatch::new("db".into(), vec![TableBatch { table: table.into(), time: vec![1], columns }]).is_ok());
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub mod log_limit;
 
 pub mod config;
 pub mod metrics;
+pub mod names;
 pub mod batch;
 pub mod format;
 pub mod vfs;

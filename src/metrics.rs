@@ -389,6 +389,9 @@ table! {
     Counter ingest_bytes_total, Bytes, "Bytes of request bodies as received";
     Histogram ingest_decode_seconds (LATENCY), Seconds, "Inflating, decoding and validating a body";
     Counter ingest_invalid_utf8_total, Count, "Strings in which invalid UTF-8 became U+FFFD";
+    Counter ingest_odd_times_total, Count, "Rows stored with a time stamp before the year 2000 or over a day ahead";
+    Counter ingest_comments_total, Count, "Lines of line protocol that were comments: lines that begin with #";
+    Counter ingest_saturated_total, Count, "Unsigned integers above the largest int64 that were stored as it (ingest.large_unsigned)";
     Counter ingest_refused_lines_total, Count, "Lines of line protocol that were refused";
     Counter ingest_replayed_keys_total, Count, "Requests answered from a remembered idempotency key";
     Counter ingest_key_evictions_total, Count, "Idempotency keys forgotten before their window had passed";

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Limits};
 use crate::clock::SharedClock;
 use crate::compact::control::Control;
 use crate::compact::lake::LakeCheck;
@@ -36,6 +36,9 @@ pub struct NodeSettings {
     /// Columns of a table, and tables.
     pub max_columns: usize,
     pub max_tables: usize,
+    /// Columns of all tables together, and bytes of all names.
+    pub max_total_columns: usize,
+    pub max_name_bytes: usize,
     pub idempotency_window: Duration,
     pub idempotency_max_keys: usize,
     /// Where the lake is, for errors.
@@ -139,7 +142,12 @@ pub fn open(
     sink: impl FnOnce(LogId) -> Result<Arc<dyn Sink>, String>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Node, NodeError> {
-    let catalog = Catalog::new(settings.max_columns, settings.max_tables);
+    let catalog = Catalog::with_limits(Limits {
+        max_columns: settings.max_columns,
+        max_tables: settings.max_tables,
+        max_total_columns: settings.max_total_columns,
+        max_name_bytes: settings.max_name_bytes,
+    });
     let keys = Keys::new(settings.idempotency_window, settings.idempotency_max_keys, clock.clone());
     let mut fold_error = None;
     // The checkpoint is folded in after the log: definitions are idempotent, and keys are put in order below.

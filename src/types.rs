@@ -101,6 +101,22 @@ pub fn int_fits_f64(v: i64) -> bool {
     (-EXACT..=EXACT).contains(&v) || (v as f64 != 9_223_372_036_854_775_808.0 && (v as f64) as i64 == v)
 }
 
+/// True when `v` can be a float64 and back without loss.
+pub fn uint_fits_f64(v: u64) -> bool {
+    // 2^64 is the one double whose saturating cast back would compare equal to u64::MAX.
+    v as f64 != 18_446_744_073_709_551_616.0 && (v as f64) as u64 == v
+}
+
+/// What is done with an unsigned integer above the largest int64 (`ingest.large_unsigned`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LargeUnsigned {
+    /// The request or the line is refused.
+    #[default]
+    Refuse,
+    /// The largest int64 is stored in its place, and counted.
+    Saturate,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,5 +137,7 @@ mod tests {
         assert!(int_fits_f64((1 << 53) + 2));
         assert!(!int_fits_f64(i64::MAX));
         assert!(int_fits_f64(i64::MIN));
+        assert!(uint_fits_f64(1 << 63) && uint_fits_f64(18_446_744_073_709_549_568));
+        assert!(!uint_fits_f64(u64::MAX) && !uint_fits_f64((1 << 63) + 1));
     }
 }

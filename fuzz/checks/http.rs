@@ -9,9 +9,10 @@ use arc_ingest::decode::line_protocol::{Empty, LineOptions, decode};
 use arc_ingest::decode::table::Bounds;
 use arc_ingest::error::{Reason, RequestError};
 use arc_ingest::http::{
-    App, Backend, FlushOutcome, LineOutcome, LineRequest, Readiness, Settings, WriteOutcome, WriteRequest, serve_stream,
+    App, Backend, FlushOutcome, LineOutcome, LineRequest, Readiness, Settings, TablePage, WriteOutcome, WriteRequest, serve_stream,
 };
 use arc_ingest::metrics::Metrics;
+use arc_ingest::types::LargeUnsigned;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::runtime::Runtime;
@@ -46,7 +47,13 @@ impl Backend for Double {
     async fn write_lines(&self, request: LineRequest) -> Result<LineOutcome, RequestError> {
         assert!(request.body.len() <= MAX_BODY && !request.database.is_empty() && request.database.len() <= 64);
         let bounds = Bounds { max_columns: 100, max_tables: 10, max_partitions: 10, max_bytes: 1 << 20 };
-        let options = LineOptions { receive_time_us: 0, precision: request.precision, hive_names: true, bounds };
+        let options = LineOptions {
+            receive_time_us: 0,
+            precision: request.precision,
+            hive_names: true,
+            large_unsigned: LargeUnsigned::Refuse,
+            bounds,
+        };
         let lines = decode(&request.body, &options, &Empty)?;
         let stored = !lines.tables.is_empty() && (request.accept_partial || lines.report.bad == 0);
         let status = request.dialect.status(&lines.report);
@@ -58,7 +65,7 @@ impl Backend for Double {
         FlushOutcome::Done { files: 2, rows: 30, through_seq: 9 }
     }
 
-    fn status(&self) -> Value {
+    fn status(&self, _: TablePage) -> Value {
         json!({"version": "x"})
     }
 

@@ -10,6 +10,7 @@ use arc_ingest::decode::line_protocol::{Empty, InCatalog, LineOptions, Lines, Pr
 use arc_ingest::decode::table::Bounds;
 use arc_ingest::decode::validate::admit;
 use arc_ingest::format::payload::PayloadView;
+use arc_ingest::types::LargeUnsigned;
 
 use super::{held, parquet_rows, rows};
 
@@ -20,6 +21,7 @@ pub fn options(how: u8) -> LineOptions {
         receive_time_us: 1_767_225_600_123_456,
         precision: [Nanos, Auto, Micros, Millis, Seconds, Minutes, Hours, Nanos][usize::from(how & 7)],
         hive_names: how & 16 == 0,
+        large_unsigned: if how & 128 == 0 { LargeUnsigned::Refuse } else { LargeUnsigned::Saturate },
         bounds: Bounds {
             max_columns: if how & 32 == 0 { 1024 } else { 3 },
             max_tables: if how & 32 == 0 { 100 } else { 2 },
@@ -72,6 +74,11 @@ fn one(how: u8, body: &[u8]) {
     rows::assert_same(back.tables(), &lines.tables);
     // Against what it has defined itself, the body comes to the same.
     admitted.reservation.settle(1);
+    // Only a column of floats takes an integer above int64: one that a later line has made does so the second time.
+    let digits = body.split(|b| !b.is_ascii_digit() && *b != b'u').any(|n| n.len() > 19 && n.ends_with(b"u"));
+    if digits && o.large_unsigned == LargeUnsigned::Refuse {
+        return;
+    }
     let again = decode(body, &o, &InCatalog { catalog: &catalog, database: "db" }).unwrap();
     // Which of two faults of a line is told first may change with what is defined.
     let told = |l: &Lines| l.report.details.iter().map(|d| d.line).collect::<Vec<_>>();

@@ -11,7 +11,7 @@ use arc_ingest::decode::msgpack::{DecodeOptions, decode};
 use arc_ingest::decode::table::Bounds;
 use arc_ingest::decode::validate::admit;
 use arc_ingest::format::payload::PayloadView;
-use arc_ingest::types::TimeUnit;
+use arc_ingest::types::{LargeUnsigned, TimeUnit};
 
 use super::{held, parquet_rows, rows};
 
@@ -23,6 +23,8 @@ pub fn options(how: u8) -> DecodeOptions {
             [usize::from(how & 7)],
         nested: if how & 8 == 0 { Nested::Json } else { Nested::Reject },
         hive_names: how & 16 == 0,
+        large_unsigned: if how & 128 == 0 { LargeUnsigned::Refuse } else { LargeUnsigned::Saturate },
+        max_text: 1 << 20,
         bounds: Bounds {
             max_columns: if how & 32 == 0 { 1024 } else { 3 },
             max_tables: if how & 32 == 0 { 100 } else { 2 },

@@ -1,7 +1,5 @@
 //! Rebuilding the catalog from the manifest's checkpoint and the log's records.
 
-use std::sync::Arc;
-
 use super::{Catalog, Defined};
 use crate::format::manifest::TableEntry;
 use crate::format::payload::PayloadView;
@@ -16,13 +14,12 @@ impl Catalog {
     pub fn restore<'a>(&self, tables: impl IntoIterator<Item = &'a TableEntry>) -> Result<(), String> {
         let mut inner = lock(&self.inner);
         for e in tables {
-            let t = inner.table(&e.database, &e.table);
+            let (t, totals) = inner.table(&e.database, &e.table);
             t.since = Some(t.since.map_or(e.since, |s| s.min(e.since)));
             for c in &e.columns {
                 let ty = ColumnType::from_u8(c.ty)
                     .ok_or_else(|| format!("table '{}': column '{}' has the unknown type {}", e.table, c.name, c.ty))?;
-                let name: Arc<str> = c.name.as_str().into();
-                t.folded.insert(c.name.to_lowercase().into(), Arc::clone(&name));
+                let name = t.claim(&c.name, totals);
                 let mut d = Defined { ty, tag: c.tag, since: c.since, widened: c.widened };
                 if let Some(folded) = t.columns.get(&name) {
                     d.since = d.since.min(folded.since);
@@ -60,10 +57,10 @@ impl Catalog {
         let mut inner = lock(&self.inner);
         for (i, t) in payload.index.tables.iter().enumerate() {
             let view = payload.table(i).map_err(|e| format!("table '{}': {e}", t.table))?;
-            let table = inner.table(&payload.index.database, &t.table);
+            let (table, totals) = inner.table(&payload.index.database, &t.table);
             table.define_table(sequence);
             for c in view.columns.iter().filter(|c| c.defines || all) {
-                table.define(&c.name.into(), c.ty, c.tag, sequence);
+                table.define(c.name, c.ty, c.tag, sequence, totals);
             }
         }
         Ok(())

@@ -7,22 +7,26 @@
 //! itself, so that records may reach the log in any order.
 //! INVARIANT(no-widening-under-a-wide-int): a column is not widened to float64 while a request with an integer that a double cannot hold is
 //! on its way into it.
+//! INVARIANT(replay-is-never-refused): limits hold for what requests add. A log that holds more opens, and everything in it stays usable.
 
 mod fold;
 mod look;
+mod totals;
 
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use tokio::sync::Notify;
 
-use crate::batch::{Column, ValidBatch, Values};
+use crate::batch::{Column, TableBatch, ValidBatch, Values, shown};
 use crate::error::RequestError;
 use crate::format::manifest::{ColumnEntry, PlanColumn, TableEntry};
 use crate::sync::Mutex;
 use crate::types::{ColumnType, Sequence, int_fits_f64};
 
-pub use look::{Look, Room};
+pub use look::{Look, Page, Room};
+use totals::Totals;
 
 /// A column as the log defines it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,8 +48,8 @@ struct Reserved {
 struct Table {
     since: Option<Sequence>,
     columns: HashMap<Arc<str>, Defined>,
-    /// Lower-case names of `columns` and `reserved`.
-    folded: HashMap<Box<str>, Arc<str>>,
+    /// Names of `columns` and `reserved`, by the name in lower case.
+    folded: HashMap<Arc<str>, Arc<str>>,
     reserved: HashMap<Arc<str>, Reserved>,
     /// Requests on their way that hold integers a double cannot hold, by column.
     pins: HashMap<Arc<str>, u32>,
@@ -54,24 +58,44 @@ struct Table {
 
 #[derive(Debug, Default)]
 struct Inner {
-    databases: HashMap<Box<str>, HashMap<Box<str>, Table>>,
-    tables: usize,
+    databases: HashMap<Box<str>, HashMap<Arc<str>, Table>>,
+    totals: Totals,
+}
+
+/// What requests may add.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Columns of one table (`ingest.max_columns`).
+    pub max_columns: usize,
+    /// Tables (`ingest.max_tables`).
+    pub max_tables: usize,
+    /// Columns of all tables together (`ingest.max_total_columns`).
+    pub max_total_columns: usize,
+    /// Bytes of the names of all tables and columns, each as often as it is used (`ingest.max_name_bytes`).
+    pub max_name_bytes: usize,
 }
 
 #[derive(Debug)]
 pub struct Catalog {
     inner: Mutex<Inner>,
     outcome: Notify,
-    max_columns: usize,
-    max_tables: usize,
+    limits: Limits,
 }
 
 /// One thing a request holds until its record's outcome is known.
 #[derive(Clone, Debug)]
 enum Hold {
-    Define { table: Box<str>, column: Arc<str>, ty: ColumnType, tag: bool },
-    Pin { table: Box<str>, column: Arc<str> },
-    Table { table: Box<str> },
+    Define { table: Arc<str>, column: Arc<str>, ty: ColumnType, tag: bool },
+    Pin { table: Arc<str>, column: Arc<str> },
+    Table { table: Arc<str> },
+}
+
+/// What a request needs to hold, by the places of its tables and columns.
+#[derive(Clone, Copy, Debug)]
+enum Need {
+    Define(usize, usize, ColumnType),
+    Pin(usize, usize),
+    Table(usize),
 }
 
 /// What one request holds in the catalog. Dropping it without [`Reservation::settle`] gives it up.
@@ -129,8 +153,13 @@ enum Verdict {
 }
 
 impl Catalog {
+    /// A catalog without a limit for all tables together.
     pub fn new(max_columns: usize, max_tables: usize) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), outcome: Notify::new(), max_columns, max_tables })
+        Self::with_limits(Limits { max_columns, max_tables, max_total_columns: usize::MAX, max_name_bytes: usize::MAX })
+    }
+
+    pub fn with_limits(limits: Limits) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), outcome: Notify::new(), limits })
     }
 
     /// Fits the batch to the catalog: converts integers for float64 columns, marks the columns that it defines, and
@@ -157,59 +186,65 @@ impl Catalog {
     pub fn try_resolve(self: &Arc<Self>, batch: &mut ValidBatch) -> Result<Option<Reservation>, RequestError> {
         let database: Box<str> = batch.database().into();
         let mut inner = crate::wal::shared::lock(&self.inner);
-        let mut holds = Vec::new();
-        let mut new_tables = 0;
-        for t in batch.tables() {
-            let known = inner.databases.get(&*database).and_then(|d| d.get(t.table.as_str()));
+        let Some(needs) = self.needs(&inner, batch)? else { return Ok(None) };
+        let holds: Vec<Hold> = needs.iter().filter_map(|need| inner.hold(&database, batch.tables(), *need)).collect();
+        drop(inner);
+        let reservation = Reservation { catalog: Arc::clone(self), database, holds };
+        let tables = batch.tables_mut();
+        for need in needs {
+            if let Need::Define(t, c, _) = need
+                && let Some(column) = tables.get_mut(t).and_then(|t| t.columns.get_mut(c))
+            {
+                column.defines = true;
+            }
+        }
+        self.widen(batch)?;
+        Ok(Some(reservation))
+    }
+
+    /// What the request needs to hold; None while it has to wait.
+    fn needs(&self, inner: &Inner, batch: &ValidBatch) -> Result<Option<Vec<Need>>, RequestError> {
+        let mut needs = Vec::new();
+        let mut new = totals::Added::default();
+        for (t, table) in batch.tables().iter().enumerate() {
+            let known = inner.databases.get(batch.database()).and_then(|d| d.get(table.table.as_str()));
             if known.is_none() {
-                new_tables += 1;
+                new.table(&table.table);
             }
             if known.is_none_or(|k| k.since.is_none()) {
-                holds.push(Hold::Table { table: t.table.as_str().into() });
+                needs.push(Need::Table(t));
             }
             let mut added = 0usize;
-            for c in &t.columns {
-                match judge(known, &t.table, c)? {
+            for (c, column) in table.columns.iter().enumerate() {
+                match judge(known, &table.table, column)? {
                     Verdict::Fits { pin: false } => {}
-                    Verdict::Fits { pin: true } => {
-                        holds.push(Hold::Pin { table: t.table.as_str().into(), column: c.name.as_str().into() });
-                    }
+                    Verdict::Fits { pin: true } => needs.push(Need::Pin(t, c)),
                     Verdict::Wait => return Ok(None),
                     Verdict::Defines(ty, pin) => {
-                        if known.is_none_or(|k| !k.columns.contains_key(c.name.as_str()) && !k.reserved.contains_key(c.name.as_str())) {
+                        let name = column.name.as_str();
+                        if known.is_none_or(|k| !k.columns.contains_key(name) && !k.reserved.contains_key(name)) {
                             added += 1;
+                            new.column(name);
                         }
-                        holds.push(Hold::Define { table: t.table.as_str().into(), column: c.name.as_str().into(), ty, tag: c.tag });
+                        needs.push(Need::Define(t, c, ty));
                         if pin {
-                            holds.push(Hold::Pin { table: t.table.as_str().into(), column: c.name.as_str().into() });
+                            needs.push(Need::Pin(t, c));
                         }
                     }
                 }
             }
             let have = known.map_or(0, |k| k.folded.len());
-            if added > 0 && have + added > self.max_columns {
+            if added > 0 && have + added > self.limits.max_columns {
                 return Err(RequestError::Invalid(format!(
                     "table '{}' would have {} columns, at most {} are allowed (ingest.max_columns)",
-                    t.table,
+                    shown(&table.table),
                     have + added,
-                    self.max_columns
+                    self.limits.max_columns
                 )));
             }
         }
-        if new_tables > 0 && inner.tables + new_tables > self.max_tables {
-            return Err(RequestError::Invalid(format!(
-                "the request would make {new_tables} new tables beyond the {} there are, at most {} are allowed (ingest.max_tables)",
-                inner.tables, self.max_tables
-            )));
-        }
-        for h in &holds {
-            inner.hold(&database, h);
-        }
-        drop(inner);
-        let reservation = Reservation { catalog: Arc::clone(self), database, holds };
-        reservation.mark(batch)?;
-        self.widen(batch)?;
-        Ok(Some(reservation))
+        inner.totals.check(new, &self.limits)?;
+        Ok(Some(needs))
     }
 
     /// Converts integers where the catalog says float64. The judge has seen that they fit.
@@ -253,7 +288,7 @@ impl Catalog {
     pub fn mark_dirty(&self, tables: &[TableEntry]) {
         let mut inner = crate::wal::shared::lock(&self.inner);
         for e in tables {
-            inner.table(&e.database, &e.table).dirty = true;
+            inner.table(&e.database, &e.table).0.dirty = true;
         }
     }
 
@@ -295,23 +330,6 @@ impl Catalog {
             .collect();
         out.sort_by(|a, b| (!a.tag, &a.name).cmp(&(!b.tag, &b.name)));
         out
-    }
-}
-
-impl Reservation {
-    /// Marks the columns that this request defines.
-    fn mark(&self, batch: &mut ValidBatch) -> Result<(), RequestError> {
-        for h in &self.holds {
-            let Hold::Define { table, column, .. } = h else { continue };
-            let c = batch
-                .tables_mut()
-                .iter_mut()
-                .find(|t| *t.table == **table)
-                .and_then(|t| t.columns.iter_mut().find(|c| *c.name == **column))
-                .ok_or_else(|| RequestError::Internal(format!("table '{table}': column '{column}' was reserved and is not there")))?;
-            c.defines = true;
-        }
-        Ok(())
     }
 }
 
@@ -378,34 +396,39 @@ fn judge(known: Option<&Table>, table: &str, c: &Column) -> Result<Verdict, Requ
 }
 
 impl Inner {
-    fn table(&mut self, database: &str, table: &str) -> &mut Table {
-        let d = self.databases.entry(database.into()).or_default();
-        if !d.contains_key(table) {
-            self.tables += 1;
+    fn table(&mut self, database: &str, table: &str) -> (&mut Table, &mut Totals) {
+        let tables = self.databases.entry(database.into()).or_default();
+        if !tables.contains_key(table) {
+            self.totals.add_table(table);
         }
-        d.entry(table.into()).or_default()
+        (tables.entry(self.totals.name(table)).or_default(), &mut self.totals)
     }
 
-    fn hold(&mut self, database: &str, h: &Hold) {
-        match h {
-            Hold::Table { table } => {
-                self.table(database, table);
+    fn hold(&mut self, database: &str, batch: &[TableBatch], need: Need) -> Option<Hold> {
+        let (Need::Define(t, ..) | Need::Pin(t, _) | Need::Table(t)) = need;
+        let batch = batch.get(t)?;
+        let (t, totals) = self.table(database, &batch.table);
+        let table = totals.name(&batch.table);
+        Some(match need {
+            Need::Table(_) => Hold::Table { table },
+            Need::Pin(_, c) => {
+                let column = totals.name(&batch.columns.get(c)?.name);
+                *t.pins.entry(Arc::clone(&column)).or_insert(0) += 1;
+                Hold::Pin { table, column }
             }
-            Hold::Pin { table, column } => {
-                *self.table(database, table).pins.entry(Arc::clone(column)).or_insert(0) += 1;
+            Need::Define(_, c, ty) => {
+                let c = batch.columns.get(c)?;
+                let column = t.claim(&c.name, totals);
+                t.reserved.entry(Arc::clone(&column)).or_insert(Reserved { ty, holders: 0 }).holders += 1;
+                Hold::Define { table, column, ty, tag: c.tag }
             }
-            Hold::Define { table, column, ty, .. } => {
-                let t = self.table(database, table);
-                t.folded.entry(column.to_lowercase().into()).or_insert_with(|| Arc::clone(column));
-                t.reserved.entry(Arc::clone(column)).or_insert(Reserved { ty: *ty, holders: 0 }).holders += 1;
-            }
-        }
+        })
     }
 
     fn release(&mut self, database: &str, h: Hold, sequence: Option<Sequence>) {
         let (Hold::Table { table } | Hold::Pin { table, .. } | Hold::Define { table, .. }) = &h;
-        let name = table.clone();
-        let t = self.table(database, table);
+        let name = Arc::clone(table);
+        let (t, totals) = self.table(database, table);
         match h {
             Hold::Table { .. } => {
                 if let Some(s) = sequence {
@@ -428,9 +451,9 @@ impl Inner {
                     }
                 }
                 if let Some(s) = sequence {
-                    t.define(&column, ty, tag, s);
+                    t.define(&column, ty, tag, s, totals);
                 } else if !t.columns.contains_key(&column) && !t.reserved.contains_key(&column) {
-                    t.folded.remove(column.to_lowercase().as_str());
+                    t.give_up(&column, totals);
                 }
             }
         }
@@ -439,7 +462,7 @@ impl Inner {
             if let Some(d) = self.databases.get_mut(database)
                 && d.remove(&*name).is_some()
             {
-                self.tables -= 1;
+                self.totals.remove_table(&name);
             }
         }
     }
@@ -453,13 +476,32 @@ impl Table {
         }
     }
 
+    /// The name of a column, which counts from here on if it is new.
+    fn claim(&mut self, column: &str, totals: &mut Totals) -> Arc<str> {
+        let name = totals.name(column);
+        let lower = column.to_lowercase();
+        let lower = if lower == column { Arc::clone(&name) } else { totals.name(&lower) };
+        if let Entry::Vacant(e) = self.folded.entry(lower) {
+            totals.add_column(&name);
+            e.insert(Arc::clone(&name));
+        }
+        name
+    }
+
+    /// Undoes [`Self::claim`] for a column that never came to be.
+    fn give_up(&mut self, column: &str, totals: &mut Totals) {
+        if let Some(name) = self.folded.remove(column.to_lowercase().as_str()) {
+            totals.remove_column(&name);
+        }
+    }
+
     /// Adds or widens a column; what is known already changes nothing.
-    fn define(&mut self, column: &Arc<str>, ty: ColumnType, tag: bool, sequence: Sequence) {
+    fn define(&mut self, column: &str, ty: ColumnType, tag: bool, sequence: Sequence, totals: &mut Totals) {
         self.define_table(sequence);
-        self.folded.entry(column.to_lowercase().into()).or_insert_with(|| Arc::clone(column));
+        let name = self.claim(column, totals);
         match self.columns.get_mut(column) {
             None => {
-                self.columns.insert(Arc::clone(column), Defined { ty, tag, since: sequence, widened: None });
+                self.columns.insert(name, Defined { ty, tag, since: sequence, widened: None });
                 self.dirty = true;
             }
             Some(d) if d.ty == ColumnType::Int64 && ty == ColumnType::Float64 => {

@@ -183,3 +183,109 @@ fn a_checkpoint_of_a_later_version_is_refused_by_the_column() {
     let why = catalog().restore([&e]).unwrap_err();
     assert!(why.contains("table 't': column 'x' has the unknown type 77"), "{why}");
 }
+
+fn limited(max_total_columns: usize, max_name_bytes: usize) -> Arc<Catalog> {
+    Catalog::with_limits(Limits { max_columns: 100, max_tables: 100, max_total_columns, max_name_bytes })
+}
+
+fn wide_table(table: &str, columns: &[&str]) -> ValidBatch {
+    let columns = columns.iter().map(|n| column(n, Values::Bool(Bits::filled(1, true)))).collect();
+    ValidBatch::new("db".into(), vec![TableBatch { table: table.into(), time: vec![1], columns }]).unwrap()
+}
+
+#[test]
+fn columns_of_all_tables_together_are_bounded() {
+    let c = limited(3, 1000);
+    now(&c, &mut wide_table("t", &["a", "b"])).settle(1);
+    let held = now(&c, &mut wide_table("u", &["a"]));
+    let why = c.try_resolve(&mut wide_table("v", &["a"])).unwrap_err();
+    assert!(why.message().contains("beyond the 3") && why.message().contains("ingest.max_total_columns"), "{why}");
+    // What is given up has not been there.
+    drop(held);
+    assert_eq!(c.room("db", "v").total_columns, 1);
+    now(&c, &mut wide_table("v", &["Host"])).settle(2);
+    assert_eq!((c.room("db", "v").total_columns, c.entries().len()), (0, 2));
+    assert!(now(&c, &mut wide_table("t", &["b"])).is_empty(), "what is there already adds nothing");
+    assert!(c.try_resolve(&mut wide_table("t", &["c"])).is_err());
+    now(&c, &mut wide_table("w", &[])).settle(3);
+}
+
+#[test]
+fn name_bytes_of_all_tables_together_are_bounded() {
+    let c = limited(100, 10);
+    now(&c, &mut wide_table("t", &["aaa", "bbb"])).settle(1);
+    let why = c.try_resolve(&mut wide_table("u", &["cccc"])).unwrap_err();
+    assert!(why.message().contains("take 5 bytes beyond the 7") && why.message().contains("ingest.max_name_bytes"), "{why}");
+    // The same name again takes its bytes again: so often it stands in the checkpoint.
+    assert!(c.try_resolve(&mut wide_table("u", &["aaa"])).is_err());
+    now(&c, &mut wide_table("u", &["aa"])).settle(2);
+    assert_eq!(c.room("db", "x").name_bytes, 0);
+}
+
+/// A limit that was lowered holds for what is new; the log opens with all it has.
+#[test]
+fn replay_is_never_refused_and_what_is_there_stays_usable() {
+    let big = limited(100, 1000);
+    let mut b = wide_table("t", &["a", "b", "c"]);
+    let r = now(&big, &mut b);
+    let record = encode(&b, None, r.defines(), 0, 1 << 20).unwrap();
+    r.settle(1);
+    for restored in [false, true] {
+        let small = limited(1, 1);
+        if restored {
+            small.restore(&big.entries()).unwrap();
+        } else {
+            small.fold(1, &PayloadView::parse(record.payload()).unwrap()).unwrap();
+        }
+        assert_eq!(small.entries(), big.entries());
+        assert!(now(&small, &mut wide_table("t", &["a", "c"])).is_empty());
+        assert!(small.try_resolve(&mut wide_table("t", &["d"])).is_err());
+        assert_eq!(small.room("db", "t").total_columns, 0);
+    }
+}
+
+#[test]
+fn tables_share_the_names_of_their_columns() {
+    let c = limited(10_000, 1 << 20);
+    for i in 0..50 {
+        now(&c, &mut wide_table(&format!("t{i}"), &["Host", "value"])).settle(1);
+    }
+    let inner = crate::wal::shared::lock(&c.inner);
+    let mut hosts = inner.databases.values().flat_map(|d| d.values()).filter_map(|t| t.columns.get_key_value("Host"));
+    let first = hosts.next().unwrap().0;
+    assert!(hosts.all(|(name, _)| Arc::ptr_eq(name, first)));
+    let value = inner.databases["db"]["t0"].folded.get_key_value("value").unwrap();
+    assert!(Arc::ptr_eq(value.0, value.1), "a name in lower case is one text");
+    assert_eq!((inner.totals.columns, inner.totals.tables), (100, 50));
+}
+
+/// A request that fails leaves its names behind only for a while.
+#[test]
+fn names_of_requests_that_failed_are_forgotten() {
+    let c = limited(10_000, 1 << 20);
+    for i in 0..5000 {
+        drop(now(&c, &mut wide_table(&format!("t{i}"), &[&format!("c{i}")])));
+    }
+    let inner = crate::wal::shared::lock(&c.inner);
+    assert!(inner.totals.names() < 2000, "{}", inner.totals.names());
+    assert_eq!((inner.totals.columns, inner.totals.tables, inner.totals.name_bytes), (0, 0, 0));
+}
+
+#[test]
+fn tables_are_listed_in_pages() {
+    let c = limited(10_000, 1 << 20);
+    for (i, name) in ["b", "a", "d", "c"].iter().enumerate() {
+        now(&c, &mut wide_table(name, &["x", "y", "z"][..i])).settle(1);
+    }
+    let held = now(&c, &mut wide_table("not-yet", &["x"]));
+    let page = |offset, limit, columns| {
+        let p = c.page(offset, limit, columns);
+        assert_eq!((p.total_tables, p.total_columns), (4, 6));
+        p.tables.iter().map(|t| t.table.clone()).collect::<String>()
+    };
+    assert_eq!(page(0, 10, 100), "abcd");
+    assert_eq!((page(0, 2, 100), page(2, 2, 100), page(3, 9, 100), page(4, 9, 100)), ("ab".into(), "cd".into(), "d".into(), String::new()));
+    // a has one column, b none, c three, d two: a page ends before it has more than it may, and has one table at least.
+    assert_eq!((page(0, 10, 2), page(2, 10, 2), page(3, 10, 2)), ("ab".into(), "c".into(), "d".into()));
+    drop(held);
+}

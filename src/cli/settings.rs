@@ -20,7 +20,7 @@ use crate::sink::object::{
     AzureSettings, CreateOnly, Driver, Endpoint, GcsSettings, ObjectSettings, RACE_KEYS, Remote, S3Settings, Verify,
 };
 use crate::sink::{LocalSink, ObjectSink, Sink};
-use crate::types::LogId;
+use crate::types::{LargeUnsigned, LogId};
 use crate::vfs::{Engine as IoEngine, SyncMode};
 use crate::wal::shared::LogSettings;
 
@@ -126,6 +126,11 @@ pub fn write_settings(config: &Config) -> WriteSettings {
         },
         nested: nested(config),
         hive_names: config.storage.layout == config::Layout::Hive,
+        large_unsigned: match config.ingest.large_unsigned {
+            config::LargeUnsigned::Refuse => LargeUnsigned::Refuse,
+            config::LargeUnsigned::Saturate => LargeUnsigned::Saturate,
+        },
+        max_in_flight: config.ingest.max_in_flight as usize,
     }
 }
 
@@ -150,6 +155,8 @@ pub fn node_settings(config: &Config) -> NodeSettings {
         paused: config.compaction.paused,
         max_columns: config.ingest.max_columns,
         max_tables: config.ingest.max_tables,
+        max_total_columns: config.ingest.max_total_columns,
+        max_name_bytes: config.ingest.max_name_bytes as usize,
         idempotency_window: config.ingest.idempotency_window,
         idempotency_max_keys: config.ingest.idempotency_max_keys,
         lake: lake_name(config),

@@ -212,6 +212,13 @@ words! {
         /// The request is refused with 400.
         Reject = "reject",
     }
+    /// `ingest.large_unsigned`: what becomes of unsigned integers above the largest int64 in columns that are not float64.
+    LargeUnsigned {
+        /// The request is refused with 400, or the line of line protocol.
+        Refuse = "refuse",
+        /// Stored as the largest int64, 9223372036854775807, and counted.
+        Saturate = "saturate",
+    }
     /// `log.level`.
     LogLevel {
         /// Only errors.
@@ -287,10 +294,16 @@ schema! {
         max_columns: Int<usize, 1, { limits::MAX_COLUMNS as u64 }> = 1024;
         /// Tables of the server, all databases together.
         max_tables: Int<usize, 1, 10_000_000> = 10_000;
+        /// Columns of all tables together; a request that would make more gets 400. What the log holds already stays.
+        max_total_columns: Int<usize, 1, 100_000_000> = 200_000;
+        /// Bytes that the names of all tables and columns take, each as often as it is used; a request that would add more gets 400.
+        max_name_bytes: Size<1024, TOP> = 16 * MB;
         /// Tables times hours that one request may touch; above it 413.
         max_partitions: Int<usize, 1, 1_000_000> = 1024;
         /// Arrays and maps as values: "json" stores them as text, "reject" answers 400.
         nested: OneOf<Nested> = Nested::Json;
+        /// Unsigned integers above 9223372036854775807: "refuse" answers 400, "saturate" stores that number in their place and counts them.
+        large_unsigned: OneOf<LargeUnsigned> = LargeUnsigned::Refuse;
         /// How long an Idempotency-Key is remembered, in running time.
         idempotency_window: Span = Duration::from_secs(3600);
         /// How many keys are remembered; the oldest go first.

@@ -427,7 +427,10 @@ mod tests {
             ("ingest.max_in_flight", "256MB"),
             ("ingest.max_columns", "1024"),
             ("ingest.max_tables", "10000"),
+            ("ingest.max_total_columns", "200000"),
+            ("ingest.max_name_bytes", "16MB"),
             ("ingest.max_partitions", "1024"),
+            ("ingest.large_unsigned", "refuse"),
             ("ingest.nested", "json"),
             ("ingest.idempotency_window", "1h"),
             ("ingest.idempotency_max_keys", "1000000"),
@@ -463,7 +466,7 @@ mod tests {
             let i = find(path).unwrap_or_else(|| panic!("{path} is missing"));
             assert_eq!((KEYS[i].show)(&c), value, "{path}");
         }
-        assert_eq!(KEYS.len(), 75);
+        assert_eq!(KEYS.len(), 78);
     }
 
     #[test]

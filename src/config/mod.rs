@@ -10,8 +10,8 @@ mod load;
 mod paths;
 
 pub use keys::{
-    AuthConfig, Backend, CompactionConfig, Compression, Config, CreateOnly, IngestConfig, KEYS, Key, Layout, LogConfig, LogFormat,
-    LogLevel, Nested, OnDamage, SECTIONS, ServerConfig, StorageConfig, SyncMode, Verify, WalConfig, WalIo, reference,
+    AuthConfig, Backend, CompactionConfig, Compression, Config, CreateOnly, IngestConfig, KEYS, Key, LargeUnsigned, Layout, LogConfig,
+    LogFormat, LogLevel, Nested, OnDamage, SECTIONS, ServerConfig, StorageConfig, SyncMode, Verify, WalConfig, WalIo, reference,
 };
 pub use load::is_loopback;
 pub use value::{Secret, Word};

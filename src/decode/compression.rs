@@ -106,6 +106,15 @@ pub fn declared(body: &[u8]) -> u64 {
     0
 }
 
+/// How large a body will be, as far as it can be seen: what it declares, a guess for a zstd stream that declares nothing, else its own size.
+pub fn expected(body: &[u8]) -> usize {
+    /// What zstd makes of lines and numbers that repeat.
+    const RATIO: usize = 16;
+    let declared = usize::try_from(declared(body)).unwrap_or(usize::MAX);
+    let undeclared = declared == 0 && is_zstd(body);
+    declared.max(if undeclared { body.len().saturating_mul(RATIO) } else { body.len() })
+}
+
 #[derive(Debug)]
 enum Failure {
     TooLarge,

@@ -8,6 +8,7 @@ pub mod column;
 pub mod compression;
 pub mod line_protocol;
 pub mod msgpack;
+pub mod sniff;
 pub mod strings;
 pub mod table;
 pub mod time;

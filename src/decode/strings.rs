@@ -169,7 +169,16 @@ pub struct StringBuilder {
     codes: Vec<u16>,
     strings: Strings,
     expected_rows: usize,
+    /// Bytes of the texts that came one by one: no more than the request has.
+    direct: usize,
+    /// Bytes that rows of a repeated text take beside them, when each row has its own copy.
+    repeated: usize,
 }
+
+/// Repeated text that is always affordable.
+const FREE: usize = 64 << 10;
+/// Repeated text that is affordable for each byte that came by itself.
+const REPEATS: usize = 4;
 
 impl StringBuilder {
     /// `expected_rows` only tunes; 0 when not known.
@@ -179,6 +188,8 @@ impl StringBuilder {
             codes: Vec::with_capacity(expected_rows.min(1 << 20)),
             strings: Strings::default(),
             expected_rows,
+            direct: 0,
+            repeated: 0,
         }
     }
 
@@ -191,25 +202,57 @@ impl StringBuilder {
         self.len() == 0
     }
 
-    /// A row of `s`.
-    #[inline]
-    pub fn push(&mut self, s: &[u8]) {
-        self.push_front_of(s, s.len());
+    /// Whether each row may have its own copy of its text. A dictionary of which one text stands for a million rows must not be given up for a
+    /// number of distinct texts: it would become a million copies.
+    fn affordable(&self) -> bool {
+        self.repeated <= self.direct.saturating_mul(REPEATS).saturating_add(FREE)
     }
 
-    /// A row of the first `len` bytes of `text`; nothing is added, and false returned, when `text` is shorter. Longer text
-    /// makes this faster.
+    /// A row of `s`; false when that would make too many copies of repeated texts.
+    #[inline]
+    #[must_use]
+    pub fn push(&mut self, s: &[u8]) -> bool {
+        self.push_front_of(s, s.len())
+    }
+
+    /// `rows` rows of `s`, at the cost of one while there is a dictionary; false when that would make too many copies of it.
+    #[must_use]
+    pub fn push_repeated(&mut self, s: &[u8], rows: usize) -> bool {
+        let Some(more) = rows.checked_sub(1) else { return true };
+        if !self.push(s) {
+            return false;
+        }
+        if self.index.is_some() {
+            let code = self.codes.last().copied().unwrap_or(0);
+            self.codes.resize(self.codes.len() + more, code);
+            self.repeated = self.repeated.saturating_add(s.len().saturating_mul(more));
+            return true;
+        }
+        self.repeated = self.repeated.saturating_add(s.len().saturating_mul(more));
+        if self.affordable() {
+            (0..more).for_each(|_| self.strings.push(s));
+        }
+        self.affordable()
+    }
+
+    /// A row of the first `len` bytes of `text`; nothing is added, and false returned, when `text` is shorter or that would make
+    /// too many copies of repeated texts. Longer text makes this faster.
     #[inline(always)]
     pub fn push_front_of(&mut self, text: &[u8], len: usize) -> bool {
         let Some(s) = text.get(..len) else { return false };
+        self.direct = self.direct.saturating_add(len);
+        let affordable = self.affordable();
         if let Some(index) = &mut self.index {
-            let rows = self.expected_rows.max(self.codes.len());
+            let rows = if affordable { self.expected_rows.max(self.codes.len()) } else { usize::MAX };
             if let Some(code) = index.code(Key::of(text, len), s, &mut self.strings, rows) {
                 self.codes.push(code);
-                if self.codes.len() == JUDGED_AT && self.strings.len() > JUDGED_AT / 16 * 15 {
+                if self.codes.len() == JUDGED_AT && self.strings.len() > JUDGED_AT / 16 * 15 && affordable {
                     self.give_up();
                 }
                 return true;
+            }
+            if !affordable {
+                return false;
             }
             self.give_up();
         }
@@ -222,7 +265,10 @@ impl StringBuilder {
         if rows == 0 {
             return;
         }
-        self.push(b"");
+        if !self.push(b"") {
+            // A dictionary that is full and that cannot be given up: NULL rows may have any code.
+            self.codes.push(0);
+        }
         if self.index.is_some() {
             let code = self.codes.last().copied().unwrap_or(0);
             self.codes.resize(self.codes.len() + rows - 1, code);
@@ -261,7 +307,7 @@ impl StringBuilder {
 
     /// The column: a dictionary where it at least halves the number of strings.
     pub fn finish(mut self) -> Values {
-        if self.strings.len() * 2 > self.codes.len() {
+        if self.strings.len() * 2 > self.codes.len() && self.affordable() {
             self.give_up();
         }
         match self.index {
@@ -290,7 +336,7 @@ mod tests {
     fn check(data: &[String], expected: usize, dictionary: bool) {
         let mut b = StringBuilder::new(expected);
         for s in data {
-            b.push(s.as_bytes());
+            assert!(b.push(s.as_bytes()));
         }
         assert_eq!(b.len(), data.len());
         assert!(b.is_utf8());
@@ -327,9 +373,9 @@ mod tests {
     #[test]
     fn null_rows_are_empty_and_never_repeat_a_long_text() {
         let mut b = StringBuilder::new(0);
-        b.push("long".repeat(1000).as_bytes());
+        assert!(b.push("long".repeat(1000).as_bytes()));
         b.push_nulls(2000);
-        (0..2000).for_each(|i| b.push(format!("{i}").as_bytes()));
+        (0..2000).for_each(|i| assert!(b.push(format!("{i}").as_bytes())));
         assert_eq!(b.len(), 4001);
         let v = b.finish();
         assert!(rows(&v)[1..2001].iter().all(Vec::is_empty));
@@ -340,8 +386,47 @@ mod tests {
     #[test]
     fn half_characters_are_not_utf8() {
         let mut b = StringBuilder::new(0);
-        b.push(&[0xc3]);
-        b.push(&[0xa9]);
+        assert!(b.push(&[0xc3]) && b.push(&[0xa9]));
         assert!(!b.is_utf8());
+    }
+
+    /// One text for many rows, then more texts than a dictionary holds: each row would get a copy of the long one.
+    #[test]
+    fn a_dictionary_is_not_given_up_for_copies_of_a_repeated_text() {
+        let fill = |long: usize| {
+            let mut b = StringBuilder::new(0);
+            assert!(b.push_repeated("x".repeat(long).as_bytes(), 1000));
+            assert!(b.push_repeated(b"", 0));
+            let pushed = (0..70_000).take_while(|i| b.push(format!("{i}").as_bytes())).count();
+            (pushed, b)
+        };
+        let (pushed, mut b) = fill(10_000);
+        assert_eq!(pushed, 65_535, "a code more than there are");
+        assert!(b.strings.bytes.len() < 1 << 20);
+        b.push_nulls(3);
+        assert_eq!(b.len(), 1000 + 65_535 + 3);
+        let (pushed, b) = fill(60);
+        assert_eq!((pushed, b.len()), (70_000, 71_000));
+        assert!(rows(&b.finish())[..1000].iter().all(|r| r.len() == 60));
+    }
+
+    #[test]
+    fn repeated_rows_without_a_dictionary_count_each() {
+        let mut b = StringBuilder::new(0);
+        (0..2000).for_each(|i| assert!(b.push(format!("{i}").as_bytes())));
+        assert!(b.index.is_none());
+        assert!(b.push_repeated(b"few", 2000) && b.len() == 4000);
+        assert!(!b.push_repeated(&[b'x'; 1000], 2000));
+        assert!(b.strings.bytes.len() <= 100 << 10);
+    }
+
+    #[test]
+    fn few_rows_of_a_long_text_are_held_once() {
+        let mut b = StringBuilder::new(0);
+        assert!(b.push_repeated("x".repeat(10_000).as_bytes(), 499));
+        (0..501).for_each(|i| assert!(b.push(format!("{i}").as_bytes())));
+        let v = b.finish();
+        assert!(matches!(v, Values::Utf8Dict { .. }));
+        assert_eq!(rows(&v)[999], b"500");
     }
 }

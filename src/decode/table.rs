@@ -4,7 +4,7 @@ use super::column::{Cell, ColumnBuilder, Mismatch};
 use crate::batch::{TableBatch, check_column_name, check_table_name, shown};
 use crate::error::RequestError;
 use crate::limits;
-use crate::types::hour_of;
+use crate::types::{ColumnType, LargeUnsigned, hour_of};
 use hashbrown::{HashMap, HashSet};
 use std::borrow::Cow;
 
@@ -71,9 +71,14 @@ pub(crate) fn check_columns(table: &str, columns: usize, bounds: &Bounds) -> Res
     Ok(())
 }
 
+/// The type that the catalog has for a column of a table, if it has one.
+pub type KnownTypes<'a> = &'a dyn Fn(&str, &str) -> Option<ColumnType>;
+
 /// The bounds of a request and what it has used of them.
 pub struct Budget {
     pub bounds: Bounds,
+    /// What new columns do with integers above the largest int64.
+    pub large_unsigned: LargeUnsigned,
     padding: usize,
     cells: usize,
     columns: usize,
@@ -81,7 +86,7 @@ pub struct Budget {
 
 impl Budget {
     pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, padding: 0, cells: 0, columns: 0 }
+        Self { bounds, large_unsigned: LargeUnsigned::Refuse, padding: 0, cells: 0, columns: 0 }
     }
 
     /// Counts the cells of an item before they are decoded.
@@ -232,7 +237,8 @@ impl TableBuilder {
         let at = self.columns.len();
         let added = Some(at as u32);
         self.index.insert(name.to_owned(), if tag { [field, added] } else { [added, as_tag] });
-        self.columns.push(ColumnBuilder::new(name.to_owned(), tag, 0));
+        let saturate = budget.large_unsigned == LargeUnsigned::Saturate;
+        self.columns.push(ColumnBuilder::new(name.to_owned(), tag, 0).saturating(saturate));
         Ok(at)
     }
 
@@ -248,7 +254,18 @@ impl TableBuilder {
         column.push(cell).map_err(|why| mismatch(&self.name, column.name(), row, why))
     }
 
-    fn finish(mut self, budget: &mut Budget) -> Result<TableBatch, RequestError> {
+    /// Adds one text to `rows` rows of the column at `at`, the item's first row on.
+    ///
+    /// # Errors
+    /// [`RequestError::Invalid`] when the types do not mix, [`RequestError::TooLarge`] for too many copies of a text.
+    pub fn push_repeated(&mut self, at: usize, text: &str, rows: usize) -> Result<(), RequestError> {
+        let Some(column) = self.columns.get_mut(at) else {
+            return Err(RequestError::Internal("a column index is out of range".into()));
+        };
+        column.push_repeated(text.as_bytes(), rows).map_err(|why| mismatch(&self.name, column.name(), 0, why))
+    }
+
+    fn finish(mut self, budget: &mut Budget, known: KnownTypes<'_>, saturated: &mut u64) -> Result<TableBatch, RequestError> {
         self.separate_fields_from_tags()?;
         let mut seen: HashMap<String, &str> = HashMap::with_capacity(self.columns.len());
         for c in &self.columns {
@@ -266,6 +283,12 @@ impl TableBuilder {
         let mut columns = Vec::with_capacity(self.columns.len());
         for mut c in self.columns {
             budget.pad(&self.name, &mut c, rows)?;
+            let float = c.has_large() && known(&self.name, c.name()) == Some(ColumnType::Float64);
+            *saturated += c.settle_large(float).map_err(|why| match why {
+                // The table's column decides, no row of the request.
+                Mismatch::Inexact { value, row: Some(row) } => mismatch(&self.name, c.name(), row, Mismatch::Inexact { value, row: None }),
+                why => mismatch(&self.name, c.name(), 0, why),
+            })?;
             columns.push(c.finish());
         }
         Ok(TableBatch { table: self.name, columns, time: self.time })
@@ -294,11 +317,22 @@ impl TableBuilder {
 fn mismatch(table: &str, column: &str, row: usize, why: Mismatch) -> RequestError {
     let (table, column) = (shown(table), shown(column));
     RequestError::Invalid(match why {
+        Mismatch::TooManyCopies => {
+            return RequestError::TooLarge(format!(
+                "table '{table}': column '{column}' has tags that stand for many rows each and more distinct texts than a dictionary holds; \
+                 split the request"
+            ));
+        }
+        Mismatch::Large { value, row } => format!(
+            "table '{table}': column '{column}': row {row}: the integer {value} is above {}, the largest int64 (ingest.large_unsigned = \
+             \"saturate\" stores that in its place)",
+            i64::MAX
+        ),
         Mismatch::Types { column: have, cell } => {
             format!("table '{table}': column '{column}' holds {have}, row {row} is {cell}")
         }
         Mismatch::Inexact { value, row: None } => {
-            format!("table '{table}': column '{column}' holds float64, which cannot represent the int64 {value} of row {row}")
+            format!("table '{table}': column '{column}' holds float64, which cannot represent the integer {value} of row {row}")
         }
         Mismatch::Inexact { value, row: Some(earlier) } => format!(
             "table '{table}': column '{column}' holds int64, row {row} is float64, which cannot represent the {value} of row {earlier}"
@@ -315,8 +349,9 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn new(bounds: Bounds) -> Self {
-        Self { budget: Budget::new(bounds), tables: Vec::new(), index: HashMap::default(), last: 0 }
+    pub fn new(bounds: Bounds, large_unsigned: LargeUnsigned) -> Self {
+        let budget = Budget { large_unsigned, ..Budget::new(bounds) };
+        Self { budget, tables: Vec::new(), index: HashMap::default(), last: 0 }
     }
 
     pub fn bounds(&self) -> &Bounds {
@@ -357,11 +392,16 @@ impl Tables {
         }
     }
 
+    /// The tables, and how many integers were stored as `i64::MAX`.
+    ///
     /// # Errors
-    /// [`RequestError::Invalid`] for columns that differ in case only, [`RequestError::TooLarge`] over a bound of the request.
-    pub fn finish(mut self) -> Result<Vec<TableBatch>, RequestError> {
+    /// [`RequestError::Invalid`] for columns that differ in case only and for integers that their column cannot hold,
+    /// [`RequestError::TooLarge`] over a bound of the request.
+    pub fn finish(mut self, known: KnownTypes<'_>) -> Result<(Vec<TableBatch>, u64), RequestError> {
         check_partitions(self.tables.iter().map(|t| t.time.as_slice()), &self.budget.bounds)?;
-        self.tables.into_iter().map(|t| t.finish(&mut self.budget)).collect()
+        let mut saturated = 0;
+        let tables: Result<_, _> = self.tables.into_iter().map(|t| t.finish(&mut self.budget, known, &mut saturated)).collect();
+        Ok((tables?, saturated))
     }
 }
 
@@ -411,7 +451,7 @@ mod tests {
     fn columns_and_tables_count_before_they_are_made() {
         let bounds = Bounds { max_columns: 100, max_tables: 1000, max_partitions: 30, max_bytes: 1 << 20 };
         let fill = |bounds: Bounds, tables: usize| {
-            let mut all = Tables::new(bounds);
+            let mut all = Tables::new(bounds, LargeUnsigned::Refuse);
             for table in 0..tables {
                 let (t, budget) = all.table(&format!("t{table}"))?;
                 for column in 0..100 {

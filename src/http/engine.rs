@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Backend, FlushOutcome, LineOutcome, LineRequest, Readiness, WriteOutcome, WriteRequest};
+use super::large::{LARGE_BODY, LargeBodies, Turn};
+use super::oddities::{Found, Oddities};
+use super::{Backend, FlushOutcome, LineOutcome, LineRequest, Readiness, TablePage, WriteOutcome, WriteRequest};
 use crate::batch::TableBatch;
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
 use crate::compact::control::{Control, Shipped};
 use crate::decode::line_protocol::{self, InCatalog, LineOptions, Report};
-use crate::decode::msgpack::{DecodeOptions, decode};
+use crate::decode::msgpack::{DecodeOptions, Decoded, decode_into};
 use crate::decode::table::Bounds;
 use crate::decode::validate::{Admitted, admit};
 use crate::decode::{Nested, compression};
@@ -21,15 +22,10 @@ use crate::error::{Reason, RequestError};
 use crate::idempotency::{Begin, InFlightKey, Keys, body_hash, key_id};
 use crate::metrics::Metrics;
 use crate::sync::Mutex;
-use crate::types::{ColumnType, Sequence, TimeUnit};
+use crate::types::{ColumnType, LargeUnsigned, Sequence, TimeUnit};
 use crate::wal::recover::Progress;
 use crate::wal::shared::{Blocked, lock};
 use crate::wal::{AppendError, Appender, Completion, Shared};
-
-/// Bodies above this are decoded where they do not hold up other requests.
-const LARGE_BODY: usize = 256 << 10;
-/// How long a large body waits for its turn.
-const LARGE_WAIT: Duration = Duration::from_secs(10);
 
 /// Limits and rules of writes.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +36,9 @@ pub struct WriteSettings {
     pub bounds: Bounds,
     pub nested: Nested,
     pub hive_names: bool,
+    pub large_unsigned: LargeUnsigned,
+    /// Bytes of all requests being worked on. Large bodies share them as they are when inflated, with the text that is made of them.
+    pub max_in_flight: usize,
 }
 
 /// What exists once the log is open.
@@ -60,24 +59,24 @@ pub struct Engine {
     metrics: Arc<Metrics>,
     running: OnceLock<Running>,
     recovery: Mutex<Option<Progress>>,
-    /// Turns of bodies that are large, or become so when inflated. Such a body takes many times its bytes on the wire while it is inflated,
-    /// decoded and encoded, and `ingest.max_in_flight` counts those on the wire: so no more of them at a time than there are cores.
-    large: Semaphore,
-    large_wait: Duration,
+    /// Bodies that are large, or become so when inflated. `http` counts bytes on the wire under `ingest.max_in_flight`; such a body takes
+    /// many times as much while it is inflated, decoded and encoded.
+    large: LargeBodies,
+    oddities: Oddities,
 }
 
 impl Engine {
     /// An engine that answers 503 `recovering` until [`Self::start`].
     pub fn new(settings: WriteSettings, clock: SharedClock, metrics: Arc<Metrics>) -> Arc<Self> {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let large = LargeBodies::new(settings.max_in_flight);
         Arc::new(Self {
             settings,
             clock,
             metrics,
             running: OnceLock::new(),
             recovery: Mutex::default(),
-            large: Semaphore::new(cores),
-            large_wait: LARGE_WAIT,
+            large,
+            oddities: Oddities::default(),
         })
     }
 
@@ -101,27 +100,67 @@ impl Engine {
             .ok_or_else(|| RequestError::unavailable(Reason::Recovering, "the log is being recovered; see /ready for progress"))
     }
 
-    /// The turn of a large body.
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, RequestError> {
-        match tokio::time::timeout(self.large_wait, self.large.acquire()).await {
-            Ok(Ok(turn)) => Ok(turn),
-            _ => Err(RequestError::unavailable(Reason::NotStored, "too many large requests at a time; send it again")),
-        }
-    }
-
-    /// The body, inflated; a large one with the turn that it holds while it is worked on.
-    async fn inflated(&self, body: Bytes, layers: usize) -> Result<(Bytes, Option<SemaphorePermit<'_>>), RequestError> {
+    /// The body, inflated; a large one with the turn that it holds while it is worked on. `text`: values of it become text.
+    async fn inflated(&self, body: Bytes, layers: usize, text: bool) -> Result<(Bytes, Option<Turn<'_>>), RequestError> {
         let s = &self.settings;
-        if body.len() <= LARGE_BODY && compression::declared(&body) <= LARGE_BODY as u64 {
+        let declared = usize::try_from(compression::declared(&body)).unwrap_or(usize::MAX);
+        if body.len() <= LARGE_BODY && declared <= LARGE_BODY {
             match compression::inflate_layers(body.clone(), layers, s.max_payload_size, s.max_inflated_size.min(LARGE_BODY)) {
                 // It is larger than it said: inflated again from its beginning, in its turn.
                 Err(RequestError::TooLarge(_)) => {}
                 inflated => return Ok((inflated?, None)),
             }
         }
-        let turn = self.turn().await?;
-        let body = aside(true, move || compression::inflate_layers(body, layers, s.max_payload_size, s.max_inflated_size))?;
-        Ok((body, Some(turn)))
+        let mut most = compression::expected(&body).max(2 * LARGE_BODY).min(s.max_inflated_size);
+        loop {
+            let turn = self.large.turn(most, if text { most.min(s.max_record_size) } else { 0 }).await?;
+            let inflated = aside(true, || compression::inflate_layers(body.clone(), layers, s.max_payload_size, most));
+            match inflated {
+                // Once more, with room for all that a body may be.
+                Err(RequestError::TooLarge(_)) if most < s.max_inflated_size => most = s.max_inflated_size,
+                inflated => return Ok((inflated?, Some(turn))),
+            }
+        }
+    }
+
+    /// Decodes a MessagePack body. One that makes more text than was expected of it is decoded again, with room for all that it may make.
+    async fn decoded<'e>(
+        &'e self,
+        r: &Running,
+        request: &WriteRequest,
+        receive_time_us: i64,
+        body: Bytes,
+        turn: &mut Option<Turn<'e>>,
+    ) -> Result<Decoded, RequestError> {
+        let s = &self.settings;
+        let known = |table: &str, column: &str| r.catalog.column_type(&request.database, table, column);
+        let decode = |body: &Bytes, max_text: usize, large: bool| {
+            let options = DecodeOptions {
+                receive_time_us,
+                time_unit: request.time_unit,
+                nested: s.nested,
+                hive_names: s.hive_names,
+                large_unsigned: s.large_unsigned,
+                bounds: s.bounds,
+                max_text,
+            };
+            aside(large, || decode_into(body, &options, &known))
+        };
+        let max_text = turn.as_ref().map_or(s.max_record_size, |t| t.text);
+        match decode(&body, max_text, turn.is_some()) {
+            Err(RequestError::TooLarge(_)) if max_text < s.max_record_size => {
+                // Nothing inflated is held while the turn is waited for.
+                let inflated = body.len();
+                drop(body);
+                *turn = None;
+                *turn = Some(self.large.turn(inflated, s.max_record_size).await?);
+                let body = aside(true, || {
+                    compression::inflate_layers(request.body.clone(), request.layers, s.max_payload_size, s.max_inflated_size)
+                })?;
+                decode(&body, s.max_record_size, true)
+            }
+            decoded => decoded,
+        }
     }
 
     /// The claim of a request with a key, or the answer that it had.
@@ -156,7 +195,7 @@ impl Engine {
         let delay = r.shared.admit()?;
         let started = self.clock.monotonic();
         let s = &self.settings;
-        let (body, turn) = self.inflated(request.body, request.layers).await?;
+        let (body, mut turn) = self.inflated(request.body.clone(), request.layers, true).await?;
         let large = turn.is_some();
         let unit = request.time_unit.map_or("", unit_name);
         let hash = || aside(large, || body_hash("msgpack", unit, &body));
@@ -166,15 +205,14 @@ impl Engine {
             Claim::Stored { sequence, .. } => return Ok(WriteOutcome { sequence: Some(sequence), replayed: true }),
         };
         let receive_time_us = self.clock.wall_us();
-        let options =
-            DecodeOptions { receive_time_us, time_unit: request.time_unit, nested: s.nested, hive_names: s.hive_names, bounds: s.bounds };
-        let decoded = aside(large, || decode(&body, &options))?;
-        drop(body);
+        let decoded = self.decoded(r, &request, receive_time_us, body, &mut turn).await?;
         self.metrics.ingest_invalid_utf8_total.increment(decoded.invalid_utf8);
+        let saturated = decoded.saturated;
         if decoded.tables.is_empty() {
             return Ok(WriteOutcome { sequence: None, replayed: false });
         }
         refuse_full(r, &request.database, &decoded.tables)?;
+        let odd = Found::of(&decoded.tables, receive_time_us);
         let entry = claim.as_ref().map(|c| c.entry);
         let admitted = admit(&r.catalog, &request.database, decoded.tables, entry, receive_time_us, s.max_record_size);
         let admitted = in_time(r, admitted).await?;
@@ -182,6 +220,8 @@ impl Engine {
         drop(turn);
         self.metrics.ingest_decode_seconds.record(self.clock.monotonic().saturating_sub(started).as_secs_f64());
         let sequence = self.append(r, admitted, claim, delay).await?;
+        self.metrics.ingest_saturated_total.increment(saturated);
+        self.note(&request.database, odd, receive_time_us);
         Ok(WriteOutcome { sequence: Some(sequence), replayed: false })
     }
 
@@ -192,12 +232,18 @@ impl Engine {
         let started = self.clock.monotonic();
         let s = &self.settings;
         let (database, dialect) = (request.database.as_str(), request.dialect);
-        let (body, turn) = self.inflated(request.body.clone(), request.layers).await?;
+        let (body, turn) = self.inflated(request.body.clone(), request.layers, false).await?;
         let large = turn.is_some();
         let unit = request.unit();
         let hash = || aside(large, || body_hash(dialect.route(), &unit, &body));
         let receive_time_us = self.clock.wall_us();
-        let options = LineOptions { receive_time_us, precision: request.precision, hive_names: s.hive_names, bounds: s.bounds };
+        let options = LineOptions {
+            receive_time_us,
+            precision: request.precision,
+            hive_names: s.hive_names,
+            large_unsigned: s.large_unsigned,
+            bounds: s.bounds,
+        };
         let known = InCatalog { catalog: &r.catalog, database };
         let read = || aside(large, || line_protocol::decode(&body, &options, &known));
         let mut claim = match self.claim(r, database, request.idempotency_key.as_deref(), hash).await? {
@@ -213,12 +259,13 @@ impl Engine {
             }
         };
         let mut attempts = 0;
-        let (admitted, status, report) = loop {
+        let (admitted, status, report, odd) = loop {
             let lines = read()?;
             let status = dialect.status(&lines.report);
             let report = lines.report;
             if lines.tables.is_empty() || (report.bad > 0 && !request.accept_partial) {
                 self.metrics.ingest_refused_lines_total.increment(report.bad);
+                self.metrics.ingest_comments_total.increment(report.comments);
                 return Ok(LineOutcome { sequence: None, replayed: false, status, report });
             }
             refuse_full(r, database, &lines.tables)?;
@@ -227,9 +274,10 @@ impl Engine {
             }
             let entry = claim.as_ref().map(|c| c.entry);
             attempts += 1;
+            let odd = Found::of(&lines.tables, receive_time_us);
             let admitted = admit(&r.catalog, database, lines.tables, entry, receive_time_us, s.max_record_size);
             match in_time(r, admitted).await {
-                Ok(admitted) => break (admitted, status, report),
+                Ok(admitted) => break (admitted, status, report, odd),
                 // Other requests have made columns since the lines were read: read again, the lines that do not fit to them are left out.
                 Err(RequestError::Invalid(_)) if attempts < ATTEMPTS => {}
                 Err(e) => return Err(e),
@@ -240,7 +288,18 @@ impl Engine {
         self.metrics.ingest_decode_seconds.record(self.clock.monotonic().saturating_sub(started).as_secs_f64());
         let sequence = self.append(r, admitted, claim, delay).await?;
         self.metrics.ingest_refused_lines_total.increment(report.bad);
+        self.metrics.ingest_saturated_total.increment(report.saturated);
+        self.note(database, odd, receive_time_us);
+        self.metrics.ingest_comments_total.increment(report.comments);
         Ok(LineOutcome { sequence: Some(sequence), replayed: false, status, report })
+    }
+
+    /// Notes stored rows whose time stamps can hardly be meant.
+    fn note(&self, database: &str, odd: Found, now_us: i64) {
+        if odd.rows() > 0 {
+            self.metrics.ingest_odd_times_total.increment(odd.rows());
+            self.oddities.note(database, odd, now_us, self.clock.monotonic());
+        }
     }
 
     /// Appends a record and waits until it is durable.
@@ -276,6 +335,9 @@ impl Engine {
         Ok(sequence)
     }
 }
+
+/// Columns that the tables of one status have together; a table with more is listed alone.
+const STATUS_COLUMNS: usize = 10_000;
 
 /// What an idempotency key comes to.
 enum Claim {
@@ -368,7 +430,7 @@ impl Backend for Engine {
         }
     }
 
-    fn status(&self) -> Value {
+    fn status(&self, page: TablePage) -> Value {
         let version = env!("CARGO_PKG_VERSION");
         let Some(r) = self.running.get() else {
             return json!({"version": version, "state": "recovering", "progress": self.readiness().progress});
@@ -379,9 +441,11 @@ impl Backend for Engine {
             let s = lock(&r.shared.segments);
             (usize::from(s.active.is_some()), s.sealed.len(), s.spare.0, s.pool.0)
         };
-        let tables: Vec<Value> = r
-            .catalog
-            .entries()
+        let listed = r.catalog.page(page.offset, page.limit, STATUS_COLUMNS);
+        let more = listed.total_tables.saturating_sub(page.offset.saturating_add(listed.tables.len()));
+        let next = (more > 0 && !listed.tables.is_empty()).then_some(page.offset + listed.tables.len());
+        let tables: Vec<Value> = listed
+            .tables
             .iter()
             .map(|t| {
                 let columns: Vec<Value> = t
@@ -409,6 +473,11 @@ impl Backend for Engine {
             "backlog": {"bytes": bytes, "oldest_seconds": age.map_or(0.0, |a| a.as_secs_f64())},
             "plans": {"shipped": done, "open": open},
             "tables": tables,
+            "tables_total": listed.total_tables,
+            "tables_more": more,
+            "tables_next_offset": next,
+            "columns_total": listed.total_columns,
+            "oddities": self.oddities.json(),
             "quarantine": {"records": records, "bytes": quarantined},
             "deferred": {"outputs": deferred.outputs, "bytes": deferred.bytes, "lost": deferred.lost, "strays": deferred.strays},
             "keys": r.keys.len(),
@@ -446,7 +515,7 @@ impl Backend for Engine {
         json!({
             "format": "MessagePack",
             "shapes": {
-                "columnar": {"m": "table", "columns": {"time": ["integers"], "name": ["values"]}},
+                "columnar": {"m": "table", "columns": {"time": ["integers"], "name": ["values"]}, "tags": {"name": "value of all rows, optional"}},
                 "row": {"m": "table", "t": "time", "h": "host, optional", "fields": {"name": "value"}, "tags": {"name": "value"}},
                 "batch": {"batch": ["columnar or row items"]},
                 "array": ["columnar or row items"],
@@ -455,6 +524,7 @@ impl Backend for Engine {
             "compression": ["gzip", "zstd"],
             "headers": ["x-arc-database", "x-arc-time-unit", "Idempotency-Key"],
             "success": 204,
+            "large_unsigned": if s.large_unsigned == LargeUnsigned::Saturate { "saturate" } else { "refuse" },
             "limits": {
                 "max_payload_size": s.max_payload_size, "max_inflated_size": s.max_inflated_size, "max_record_size": s.max_record_size,
                 "max_columns": s.bounds.max_columns, "max_tables": s.bounds.max_tables, "max_partitions": s.bounds.max_partitions,
@@ -490,6 +560,8 @@ mod tests {
             bounds,
             nested: Nested::Json,
             hive_names: true,
+            large_unsigned: LargeUnsigned::Refuse,
+            max_in_flight: 64 * LARGE_BODY,
         };
         Engine::new(settings, SystemClock::shared(), Metrics::new())
     }
@@ -503,29 +575,29 @@ mod tests {
     #[tokio::test]
     async fn bodies_that_become_large_take_turns_and_small_ones_do_not_wait_for_them() {
         let mut engine = engine();
-        Arc::get_mut(&mut engine).unwrap().large_wait = Duration::from_millis(20);
-        let cores = engine.large.available_permits();
+        Arc::get_mut(&mut engine).unwrap().large.wait = Duration::from_millis(20);
+        let cores = engine.large.free().0;
         let bomb = gzip(3 * LARGE_BODY);
         assert!(bomb.len() < LARGE_BODY / 10);
         let mut held = Vec::new();
         for _ in 0..cores {
-            let (body, turn) = engine.inflated(bomb.clone(), 1).await.unwrap();
+            let (body, turn) = engine.inflated(bomb.clone(), 1, false).await.unwrap();
             assert_eq!(body.len(), 3 * LARGE_BODY);
             held.push(turn.unwrap());
         }
         for large in [bomb.clone(), Bytes::from(vec![0; LARGE_BODY + 1])] {
-            match engine.inflated(large, 1).await {
+            match engine.inflated(large, 1, false).await {
                 Err(RequestError::Unavailable { reason: Reason::NotStored, .. }) => {}
                 other => panic!("{other:?}"),
             }
         }
         for (small, len) in [(gzip(LARGE_BODY), LARGE_BODY), (Bytes::from_static(b"x"), 1)] {
-            let (body, turn) = engine.inflated(small, 1).await.unwrap();
+            let (body, turn) = engine.inflated(small, 1, false).await.unwrap();
             assert_eq!((body.len(), turn.is_none()), (len, true));
         }
         drop(held);
-        assert!(matches!(engine.inflated(gzip(4 * LARGE_BODY + 1), 1).await, Err(RequestError::TooLarge(_))));
-        assert_eq!(engine.large.available_permits(), cores);
+        assert!(matches!(engine.inflated(gzip(4 * LARGE_BODY + 1), 1, false).await, Err(RequestError::TooLarge(_))));
+        assert_eq!(engine.large.free(), (cores, 64 * LARGE_BODY));
     }
 
     /// While a sync hangs, whoever waits for what it will settle is told so in time.

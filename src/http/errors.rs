@@ -139,6 +139,7 @@ fn lines(refusal: Refusal) -> (Response, String) {
     };
     let mut response = json(refusal.status, &body);
     super::write::mark(&mut response, refusal.sequence, refusal.replayed);
+    super::lines::mark_comments(&mut response, refusal.comments);
     (response, refusal.text)
 }
 

@@ -151,6 +151,8 @@ pub(super) struct Refusal {
     pub(super) details: Vec<LineError>,
     pub(super) sequence: Option<Sequence>,
     pub(super) replayed: bool,
+    /// Comments of the body.
+    pub(super) comments: u64,
 }
 
 /// The first value of a parameter.
@@ -190,7 +192,9 @@ pub(super) async fn write<B: Backend>(app: &App<B>, call: &mut Call, dialect: Di
 
     let LineOutcome { sequence, replayed, status, report } = outcome?;
     if status == 204 {
-        return Ok(stored(sequence, replayed));
+        let mut response = stored(sequence, replayed);
+        mark_comments(&mut response, report.comments);
+        return Ok(response);
     }
     let refusal = Refusal {
         status,
@@ -199,8 +203,16 @@ pub(super) async fn write<B: Backend>(app: &App<B>, call: &mut Call, dialect: Di
         details: report.details,
         sequence,
         replayed,
+        comments: report.comments,
     };
     Err(Failure::Lines(Box::new(refusal)))
+}
+
+/// Says how many lines were comments, if any: a name that begins with `#` makes one of its line.
+pub(super) fn mark_comments(response: &mut Response, comments: u64) {
+    if comments > 0 {
+        response.headers_mut().insert(HeaderName::from_static("x-arc-comment-lines"), HeaderValue::from(comments));
+    }
 }
 
 /// Clients of InfluxDB 1 and 2 read the version from here and parse it as a semantic version; by a leading 1.8 they know the API that

@@ -18,8 +18,10 @@ mod conn;
 mod encoding;
 pub mod engine;
 mod errors;
+mod large;
 mod linger;
 pub mod lines;
+mod oddities;
 mod ops;
 mod routes;
 mod server;
@@ -146,6 +148,24 @@ pub struct WriteOutcome {
     pub replayed: bool,
 }
 
+/// Which tables a status lists, sorted by database and name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TablePage {
+    pub offset: usize,
+    pub limit: usize,
+}
+
+impl Default for TablePage {
+    fn default() -> Self {
+        Self { offset: 0, limit: 100 }
+    }
+}
+
+impl TablePage {
+    /// The most that one status lists.
+    pub const MAX_LIMIT: usize = 1000;
+}
+
 /// How a flush ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum FlushOutcome {
@@ -184,8 +204,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Ships what was acknowledged before the call.
     fn flush(&self, timeout: Duration) -> impl Future<Output = FlushOutcome> + Send;
 
-    /// The body of `GET /api/v1/status`.
-    fn status(&self) -> serde_json::Value;
+    /// The body of `GET /api/v1/status`, with a page of the tables.
+    fn status(&self, page: TablePage) -> serde_json::Value;
 
     /// The answer of `GET /ready`.
     fn readiness(&self) -> Readiness;

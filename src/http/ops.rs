@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::admit::granules;
 use super::errors::{self, Failure};
-use super::{App, Backend, FlushOutcome, Readiness};
+use super::{App, Backend, FlushOutcome, Readiness, TablePage};
 use crate::error::{Reason, RequestError};
 
 /// How long a flush may take when the request does not say.
@@ -61,10 +61,26 @@ pub(super) async fn metrics<B: Backend>(app: &App<B>) -> Result<Response, Failur
     large(app, "text/plain; version=0.0.4; charset=utf-8", move || metrics.render().into()).await
 }
 
-/// `GET /api/v1/status`
-pub(super) async fn status<B: Backend>(app: &App<B>) -> Result<Response, Failure> {
+/// `GET /api/v1/status?offset=0&limit=100`
+pub(super) async fn status<B: Backend>(app: &App<B>, uri: &Uri) -> Result<Response, Failure> {
+    let page = table_page(&query(uri)?)?;
     let backend = Arc::clone(&app.backend);
-    large(app, "application/json", move || serde_json::to_vec(&backend.status()).unwrap_or_default().into()).await
+    large(app, "application/json", move || serde_json::to_vec(&backend.status(page)).unwrap_or_default().into()).await
+}
+
+/// The page of tables that a status is asked for.
+fn table_page(query: &[(String, String)]) -> Result<TablePage, RequestError> {
+    let number = |name: &str, most: usize, otherwise: usize| match query.iter().find(|(k, _)| k == name) {
+        None => Ok(otherwise),
+        Some((_, text)) => text.parse().ok().filter(|n| *n <= most).ok_or_else(|| {
+            RequestError::Invalid(format!("{name} must be a whole number up to {most}, found '{}'", crate::batch::shown(text)))
+        }),
+    };
+    let default = TablePage::default();
+    Ok(TablePage {
+        offset: number("offset", u32::MAX as usize, default.offset)?,
+        limit: number("limit", TablePage::MAX_LIMIT, default.limit)?,
+    })
 }
 
 /// Bytes of all large answers that clients have not taken yet.
@@ -194,6 +210,17 @@ fn duration(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_of_tables() {
+        let page = |q: &str| table_page(&query(&q.parse().unwrap()).unwrap());
+        assert_eq!(page("/s"), Ok(TablePage { offset: 0, limit: 100 }));
+        assert_eq!(page("/s?offset=7&limit=1000"), Ok(TablePage { offset: 7, limit: 1000 }));
+        assert_eq!(page("/s?limit=0"), Ok(TablePage { offset: 0, limit: 0 }));
+        for bad in ["/s?limit=1001", "/s?offset=-1", "/s?limit=all", "/s?offset="] {
+            assert!(matches!(page(bad), Err(RequestError::Invalid(_))), "{bad}");
+        }
+    }
 
     #[test]
     fn durations() {

@@ -195,7 +195,7 @@ async fn handle<B: Backend>(app: &App<B>, target: Target, call: &mut Call) -> Re
         Action::Flush => ops::flush(app, &call.head.uri).await,
         Action::Spec => Ok(errors::json(200, &app.backend.spec())),
         Action::Stats => Ok(errors::json(200, &app.backend.stats())),
-        Action::Status => ops::status(app).await,
+        Action::Status => ops::status(app, &call.head.uri).await,
         Action::Health => Ok(ops::health(app)),
         Action::Ready => Ok(ops::ready(app)),
         Action::Metrics => ops::metrics(app).await,

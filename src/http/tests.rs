@@ -74,6 +74,7 @@ impl Backend for Mock {
                 receive_time_us: 0,
                 precision: request.precision,
                 hive_names: true,
+                large_unsigned: crate::types::LargeUnsigned::Refuse,
                 bounds: Bounds { max_columns: 9, max_tables: 9, max_partitions: 9, max_bytes: 999 },
             };
             report = decode(&request.body, &options, &Empty).unwrap().report;
@@ -91,7 +92,7 @@ impl Backend for Mock {
         outcome
     }
 
-    fn status(&self) -> Value {
+    fn status(&self, _: TablePage) -> Value {
         json!({"version": "x".repeat((*self.status_len.lock().unwrap()).max(1))})
     }
 

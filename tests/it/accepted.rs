@@ -35,7 +35,7 @@ fn all_shapes_come_back_exactly() {
         {"m": "b2", "t": T, "fields": {"v": "two"}},
         {"m": "b1", "t": T + 1, "fields": {"v": 2, "w": true}},
     ]);
-    let sequence = server.store(&mp(&json!({"batch": batch, "columns": {"ignored": [1]}})));
+    let sequence = server.store(&mp(&json!({"batch": batch, "unknown": {"ignored": [1]}})));
     assert_eq!(
         server.store(&mp(&json!([{"m": "b3", "t": T, "fields": {"v": 1}}, {"batch": [{"m": "b3", "t": T, "fields": {"v": 2}}]}]))),
         sequence + 1

@@ -272,7 +272,7 @@ const OWN: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "two column names that are not UTF-8 became one (attacks)",
-        &[("src/decode/msgpack/tests/rules.rs", "column_names_that_are_not_utf8_are_refused")],
+        &[("src/decode/msgpack/tests/rules.rs", "names_that_are_not_utf8_are_refused")],
     ),
     (
         "half a plan object was taken for another copy's, and ended the process (system tests of stores)",

@@ -125,7 +125,13 @@ class Secured(Server):
             c.close()
 
     def tables(self):
-        return {(t["database"], t["table"]) for t in self.get_json("/api/v1/status")[1]["tables"]}
+        """All tables, page by page."""
+        found, offset = set(), 0
+        while offset is not None:
+            status = self.get_json(f"/api/v1/status?offset={offset}&limit=1000")[1]
+            found |= {(t["database"], t["table"]) for t in status["tables"]}
+            offset = status["tables_next_offset"]
+        return found
 
     def token(self, name, permissions, **more):
         body = json.dumps({"name": name, "permissions": permissions, **more})

@@ -29,7 +29,7 @@ KINDS = {"float": "f", "integer": "i", "string": "s", "boolean": "b", "?": "?"}
 # Rules of lp_model.py on which only the crate parts from arc, and on which both do.
 CRATE_RULES = {"comma", "duplicate-tag", "equals-in-tag-value", "no-digit", "overflow", "trailing-space", "two-backslashes"}
 SHARED_RULES = {
-    "after-quote", "case", "comment", "conflict", "control", "crlf", "escaped-newline", "hive", "name-limits", "stray-quote", "tab",
+    "after-quote", "bom", "case", "comment", "conflict", "control", "crlf", "escaped-hash", "escaped-newline", "hive", "invisible", "name-limits", "stray-quote", "tab",
     "tag-and-field", "time-name", "unpaired-quote", "unsigned",
 }
 # influxd slows down with the number of its databases.

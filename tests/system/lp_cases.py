@@ -225,6 +225,13 @@ BODIES = [
     "m f=1 1\nm f=1 1", "m f=1 1\nm f=2 1", "m f=1 1\nm g=2 1", "m,t=a f=1 1\nm,t=b f=2 1", "m f=1 1000\nm f=2 1001", "m,a=1,b=2 f=1 1\nm,b=2,a=1 g=2 1",
     "m f=1 1\nn f=1i 1", "m f=1\nm f=2\nm f=3", "m,t=a f=1\nm,t=b f=2", "m f=1 1\nm,f=x g=1 2", "m,t=a f=1 1\nm t=\"x\" 2", "m,t=a f=1 1\nm t=2 2",
     "a f=1 1\nb f=2 2\nc f=3 3\na g=\"x\" 4\nb g=t 5", "m a=1 1\nm b=2i 2\nm c=\"x\" 3\nm d=t 4\nm,e=f a=5 5", "m,a=1 f=1 1\nm,b=2 f=2 2\nm,c=3 f=3 3\nm f=4 4",
+    # Byte-order marks, and a measurement whose name begins like a comment.
+    "\ufeffm f=1 1", "\ufeff\ufeffm f=1 1", "m f=1 1\n\ufeffm f=2 2\n", " \ufeff m f=1 1", "\ufeff# comment\nm f=1 1", "\ufeff", "\ufeff\nm f=1 1", "m f=1 1\n\ufeff", "m f=\"a\n\ufeffb\" 1",
+    "\\#m f=1 1", "\\#m,t=v f=1 1\n\\#m,t=w f=2 2", "  \\#m f=1 1", "\ufeff\\#m f=1 1", "\\# f=1 1", "\\#\\ m\\,n f=1 1", "\\\\#m f=1 1", "#m f=1 1\n\\#m f=2 2", "m\\#n f=1 1", "m,\\#t=v f=1 1", "\\#",
+    # Names with joiners and selectors where real names have them, and where they hide.
+    "می\u200cخ f=1 1", "m 👩\u200d💻=1 1", "m ❤\ufe0f=1 1", "m 1\ufe0f\u20e3=1 1", "cpu\u200dx f=1 1", "m \u200cf=1 1", "m f\ufe0f=1 1", "m ❤\ufe0f\ufe0f=1 1", "m,t\\ =v f=1 1", "m\\  f=1 1", "m f\\ =1 1", "m,t=\u200b f=\"\u202e\" 1",
+    # Unsigned integers that a column of floats may hold.
+    "m f=1.5 1\nm f=9223372036854775808u 2", "m f=1.5 1\nm f=18446744073709551615u 2", "m f=9223372036854775808u 1\nm f=1.5 2", "m f=9223372036854775808u,f=1 1",
     # What stands in a string is no line, also when the line is bad.
     "m f=x,g=\"a\nm f=1 5\nb\" 1\nm f=2 2", "m,t= g=\"a\nm f=1 5\nb\" 1\nm f=2 2", ",t=v g=\"a\nm f=1 5\nb\" 1\nm f=2 2", "m,t g=\"a\nm f=1 5\nb\" 1\nm f=2 2", "m g=\"a\nm f=1 5\nb\" 1 1\nm f=2 2", "m g=\"a\nm f=1 5\nb\" 1e3\nm f=2 2", "m f=1.2.3,g=\"a\nm f=1 5\n\",h=\"\nm f=1 6\n\" 1\nm f=2 2",
     "m time=1,g=\"a\nm f=1 5\nb\" 1\nm f=2 2", "m,a=1,a=2 g=\"a\nm f=1 5\nb\" 1\nm f=2 2", "m f=x,g=\"a\nm f=1 5\nb 1\nm f=2 2", "m g=\"a\nm f=1 5\nb\"x 1\nm f=2 2", "m f=x,g=\"\\\"\nm f=1 5\n\" 1\nm f=2 2", "m,t=\\ g=\"a\nm f=1 5\nb\" 1\nm f=2 2",

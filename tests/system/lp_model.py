@@ -27,6 +27,40 @@ def control(text):
     return any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text)
 
 
+# Characters that show nothing or turn the direction of what stands around them. Joiners and selectors are allowed in some places.
+UNSEEN = [
+    (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x200B, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F),
+    (0x2800, 0x2800), (0x3164, 0x3164), (0xFDD0, 0xFDEF), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF9, 0xFFFB), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A),
+    (0xE0000, 0xE007F), (0xE0100, 0xE01EF), *((p + 0xFFFE, p + 0xFFFF) for p in range(0, 0x110000, 0x10000)),
+]
+
+
+def unseen(c):
+    return any(first <= ord(c) <= last for first, last in UNSEEN)
+
+
+def selector(c):
+    return 0xFE00 <= ord(c) <= 0xFE0F or 0xE0100 <= ord(c) <= 0xE01EF
+
+
+def visible(name):
+    """No white space at an end, nothing invisible; a joiner between two characters that are not ASCII, a selector behind one."""
+    if name.strip() != name:
+        return False
+    for i, c in enumerate(name):
+        before, after = name[i - 1 : i] if i else "", name[i + 1 : i + 2]
+        letter = lambda x: x and ord(x) > 127 and not x.isspace() and not unseen(x)
+        if c in "\u200c\u200d":
+            if not ((letter(before) or (before and selector(before))) and letter(after)):
+                return False
+        elif selector(c):
+            if not (letter(before) or (before and before in "0123456789#*" and after == "\u20e3")):
+                return False
+        elif unseen(c):
+            return False
+    return True
+
+
 def escaped_table(name):
     return "".join(chr(b) if (chr(b).isalnum() and b < 128) or b == 45 or (b in b"_." and i > 0) else f"%{b:02X}" for i, b in enumerate(name.encode()))
 
@@ -113,6 +147,9 @@ class Parser:
         at, b = 0, self.body
         while at < len(b):
             start = self.blanks(at)
+            while b[start : start + 3] == b"\xef\xbb\xbf":
+                self.notes.add("bom")
+                start = self.blanks(start + 3)
             if start < len(b) and b[start] == 35:
                 end = self.first_newline(start)
                 if 34 in b[start:end] or 92 in b[start:end]:
@@ -137,6 +174,10 @@ class Parser:
 
     def line(self, at):
         b = self.body
+        if b[at : at + 2] == b"\\#":
+            # Without the backslash the line would be a comment.
+            self.notes.add("escaped-hash")
+            at += 1
         name, at = self.name(at, b", \n", b", ")
         if b"\\=" in name or b'\\"' in name or b"\\\\" in name:
             self.notes.add("measurement-escapes")
@@ -238,9 +279,10 @@ class Parser:
             return ("i", int(word[:-1])), end
         if word[-1:] == b"u" and INTEGER.match(word[:-1]) and word[:1] != b"-":
             self.notes.add("unsigned")
-            if int(word[:-1]) not in I64:
+            if int(word[:-1]) >= 1 << 64:
                 raise Bad("integer out of range")
-            return ("i", int(word[:-1])), end
+            # Beyond int64 only a column of floats may hold it.
+            return ("i" if int(word[:-1]) in I64 else "u", int(word[:-1])), end
         if FLOAT.match(word):
             f = float(word)
             if word.lstrip(b"-")[:1] == b"." or re.search(rb"\.([eE]|\Z)", word):
@@ -259,6 +301,9 @@ class Parser:
         if control(table):
             self.notes.add("control")
             raise Bad("control character in a name")
+        if not visible(table):
+            self.notes.add("invisible")
+            raise Bad("a name that nobody sees as it is")
         if table in (".", "..") or len(name) > 128 or len(escaped_table(table)) > 200:
             self.notes.add("name-limits")
             raise Bad("measurement cannot be a table")
@@ -298,6 +343,12 @@ class Parser:
                 self.notes.add("case")
                 raise Bad("a column differs by case")
             had = types.get(k)
+            if kind == "u":
+                n = field_values[k][1]
+                if had != "f" or int(float(n)) != n:
+                    raise Bad("integer out of range")
+                field_values[k] = ("f", float(n))
+                continue
             if had is None or had == kind:
                 # A tag is a column of strings: a string field of its name in another line goes there too.
                 new[k] = kind
@@ -326,6 +377,9 @@ class Parser:
         if control(k):
             self.notes.add("control")
             raise Bad("control character in a name")
+        if not visible(k):
+            self.notes.add("invisible")
+            raise Bad("a name that nobody sees as it is")
         if len(raw) > 256:
             self.notes.add("name-limits")
             raise Bad("name too long")

@@ -5,15 +5,16 @@ use memchr::{memchr, memchr_iter};
 
 use super::report::{Report, shown};
 use super::rows::{Column, Conflict, Names, Source, Table, fits, type_of};
-use super::scan::{Quoted, Text, Value, blanks, boolean, ends_line, ends_value, integer, name, number, string, word};
+use super::scan::{Quoted, Text, Value, blanks, boolean, ends_line, ends_value, integer, measurement, name, number, string, word};
 use super::short::Shapes;
 use super::{Known, LineOptions, Lines};
 use crate::batch::{check_column_name, check_table_name, shown as shown_name};
 use crate::catalog::Look;
+use crate::decode::sniff::Format;
 use crate::decode::table::{Budget, check_partitions, folded, stored_name};
 use crate::error::RequestError;
-use crate::limits::{MAX_COLUMNS, MAX_ROWS_PER_TABLE};
-use crate::types::ColumnType;
+use crate::limits::{MAX_COLUMN_NAME, MAX_COLUMNS, MAX_ROWS_PER_TABLE};
+use crate::types::{ColumnType, LargeUnsigned};
 
 /// Why a line cannot be read.
 struct Bad(String);
@@ -84,9 +85,13 @@ pub(super) struct Decoder<'a, K> {
     pub(super) budget: Budget,
     pub(super) tables: Vec<Table>,
     index: Names,
-    /// Tables of this body that the catalog does not count yet.
+    /// Tables of this body that the catalog does not count yet, their columns, and the bytes of the names of both.
     new_tables: usize,
-    report: Report,
+    new_columns: usize,
+    new_names: usize,
+    /// Room for those columns and bytes, as the catalog had it last.
+    total_room: (usize, usize),
+    pub(super) report: Report,
     /// Of the line being read, from 1.
     pub(super) line: u64,
     /// Bytes that may be read a second time because the quotes of a line do not pair: keeps the work linear.
@@ -112,6 +117,9 @@ impl<'a, K: Known> Decoder<'a, K> {
             tables: Vec::new(),
             index: Names::default(),
             new_tables: 0,
+            new_columns: 0,
+            new_names: 0,
+            total_room: (usize::MAX, usize::MAX),
             report: Report::default(),
             line: 1,
             again: body.len().saturating_mul(4),
@@ -139,8 +147,14 @@ impl<'a, K: Known> Decoder<'a, K> {
 
     /// Takes the line at `at`; where the next one begins.
     fn next(&mut self, at: usize) -> Result<usize, RequestError> {
-        let start = blanks(self.body, at);
-        if ends_line(self.body, start) || self.body.get(start) == Some(&b'#') {
+        let mut start = blanks(self.body, at);
+        // Files that were put together have a byte-order mark each.
+        while self.body.get(start) == Some(&BOM[0]) && self.body.get(start..).is_some_and(|b| b.starts_with(&BOM)) {
+            start = blanks(self.body, start + BOM.len());
+        }
+        let comment = self.body.get(start) == Some(&b'#');
+        if comment || ends_line(self.body, start) {
+            self.report.comments += u64::from(comment);
             self.line += 1;
             return Ok(self.newline(start) + 1);
         }
@@ -173,8 +187,9 @@ impl<'a, K: Known> Decoder<'a, K> {
                     Some(message) => Some(Refused { message, conflict: false }),
                     None => self.store(&parsed)?.err(),
                 };
-                if let Some(r) = refused {
+                if let Some(mut r) = refused {
                     let original = self.bytes(start, end);
+                    r.message.push_str(&self.hint());
                     self.report.refuse(self.line, original, r.message, r.conflict);
                 }
                 self.line += 1 + parsed.newlines;
@@ -184,9 +199,23 @@ impl<'a, K: Known> Decoder<'a, K> {
         };
         let end = (self.end_of_bad(start) + 1).min(self.body.len());
         let original = self.bytes(start, end);
-        self.report.refuse(self.line, original, refused.0, false);
+        let message = refused.0 + &self.hint();
+        self.report.refuse(self.line, original, message, false);
         self.line += memchr_iter(b'\n', self.body.get(start..end).unwrap_or_default()).count() as u64;
         Ok(end)
+    }
+
+    /// For the message of the first refused line: what the body is instead of line protocol, if that can be seen.
+    fn hint(&self) -> String {
+        if self.report.bad > 0 {
+            return String::new();
+        }
+        match Format::of(self.body) {
+            None | Some(Format::LineProtocol | Format::Text) => String::new(),
+            Some(Format::Utf16) => " (the body looks like UTF-16; line protocol is UTF-8)".to_owned(),
+            Some(Format::MessagePack) => " (the body looks like MessagePack, which /api/v1/write/msgpack takes)".to_owned(),
+            Some(other) => format!(" (the body looks like {}; expected line protocol)", other.name()),
+        }
     }
 
     /// The newline that ends a line which cannot be read: the first outside of strings, which begin as in a line that can be read. If the
@@ -235,7 +264,7 @@ impl<'a, K: Known> Decoder<'a, K> {
     fn read(&mut self, start: usize) -> Result<Parsed, Bad> {
         let body = self.body;
         self.cells.clear();
-        let measurement = name(body, start, true);
+        let measurement = measurement(body, start);
         if measurement.is_empty() {
             return bad("missing measurement: expected a name, found ','".to_owned());
         }
@@ -245,7 +274,7 @@ impl<'a, K: Known> Decoder<'a, K> {
         }
         at = blanks(body, at);
         if ends_line(body, at) {
-            return bad("missing fields: expected a space and at least one field, found the end of the line".to_owned());
+            return no_fields(measurement.of(body));
         }
         let mut newlines = 0;
         loop {
@@ -287,7 +316,10 @@ impl<'a, K: Known> Decoder<'a, K> {
             let (key_text, found) = (shown(key.of(body)), self.found(key.to));
             return bad(match key.is_empty() {
                 true => format!("missing tag key: expected a name after ',', found {found}"),
-                false => format!("missing tag value: expected '=' after the tag key '{key_text}', found {found}"),
+                false => {
+                    let hint = escape_hint(key.of(body));
+                    format!("missing tag value: expected '=' after the tag key '{key_text}', found {found}{hint}")
+                }
             });
         }
         if key.is_empty() {
@@ -301,12 +333,11 @@ impl<'a, K: Known> Decoder<'a, K> {
         match body.get(text.to) {
             Some(b',' | b' ') => {}
             Some(b'=') => {
-                let key = shown(key.of(body));
-                return bad(format!("invalid tag: expected ',' or a space after the value of '{key}', found '=' (write '\\=' for it)"));
+                let (key, hint) = (shown(key.of(body)), escape_hint(text.of(body)));
+                let hint = if hint.is_empty() { " (write '\\=' for it)".to_owned() } else { hint };
+                return bad(format!("invalid tag: expected ',' or a space after the value of '{key}', found '='{hint}"));
             }
-            _ => {
-                return bad("missing fields: expected a space and at least one field, found the end of the line".to_owned());
-            }
+            _ => return no_fields(text.of(body)),
         }
         self.add_cell(Cell { key, value: Value::Str(text), tag: true, end: text.to, target: Target::Nowhere })?;
         Ok(text.to)
@@ -328,7 +359,10 @@ impl<'a, K: Known> Decoder<'a, K> {
             let (key_text, found) = (shown(key.of(body).trim_ascii_end()), self.found(key.to));
             return bad(match key.is_empty() || ends_line(body, at) {
                 true => format!("missing field key: expected a name, found {found}"),
-                false => format!("missing field value: expected '=' after the field key '{key_text}', found {found}"),
+                false => {
+                    let hint = escape_hint(key.of(body));
+                    format!("missing field value: expected '=' after the field key '{key_text}', found {found}{hint}")
+                }
             });
         }
         if key.is_empty() {
@@ -338,8 +372,10 @@ impl<'a, K: Known> Decoder<'a, K> {
         let (value, end) = match body.get(at) {
             Some(b'"') => {
                 let Some(Quoted { text, end, newlines: n }) = string(body, at) else {
-                    let message = format!("unterminated string: the quote after '{}=' is never closed", shown(key.of(body)));
-                    return bad(message);
+                    let text = body.get(at..self.newline(at)).unwrap_or_default();
+                    let escaped = text.windows(2).any(|pair| pair == b"\\\"");
+                    let hint = if escaped { " (in a string \\\" is a quote, and a backslash at its end is written twice)" } else { "" };
+                    return bad(format!("unterminated string: the quote after '{}=' is never closed{hint}", shown(key.of(body))));
                 };
                 if !ends_value(body, end) {
                     let (key, found) = (shown(key.of(body)), self.found(end));
@@ -401,6 +437,7 @@ impl<'a, K: Known> Decoder<'a, K> {
             Err((table, new)) => {
                 self.budget.check_tables(self.tables.len())?;
                 self.new_tables += usize::from(new);
+                self.new_names += if new { table.name.len() } else { 0 };
                 self.index.insert(table.name.as_bytes().into(), self.tables.len() as u32);
                 self.tables.push(table);
                 self.tables.len() - 1
@@ -412,11 +449,14 @@ impl<'a, K: Known> Decoder<'a, K> {
         self.budget.claim(&table.name, self.cells.len() + 1)?;
         self.budget.add_columns(&table.name, self.fresh.len())?;
         let before = table.columns.len();
+        let saturate = self.options.large_unsigned == LargeUnsigned::Saturate;
         for f in self.fresh.drain(..) {
-            table.add(Column::new(f.name, f.tag, f.durable), f.new);
+            self.new_columns += usize::from(f.new);
+            self.new_names += if f.new { f.name.len() } else { 0 };
+            table.add(Column::new(f.name, f.tag, f.durable, saturate), f.new);
         }
         let row = open_row(table)?;
-        let mut of = Source { body: self.body, table: &table.name, scratch: &mut self.scratch };
+        let mut of = Source { body: self.body, table: &table.name, scratch: &mut self.scratch, saturated: &mut self.report.saturated };
         let mut whole = true;
         for c in &mut self.cells {
             let column = match c.target {
@@ -460,6 +500,7 @@ impl<'a, K: Known> Decoder<'a, K> {
                     "table '{name}' is new; the database has room for {room} new tables (ingest.max_tables), and earlier lines add them"
                 ));
             }
+            self.total_room = (room.total_columns, room.name_bytes);
             made = Some((Table::new(text.to_owned(), room.columns), !room.known));
         }
         let table = match (found, &mut made) {
@@ -474,6 +515,7 @@ impl<'a, K: Known> Decoder<'a, K> {
         let mut resolver = Resolver {
             body,
             hive_names: self.options.hive_names,
+            saturate: self.options.large_unsigned == LargeUnsigned::Saturate,
             known: self.known,
             table,
             line,
@@ -489,14 +531,55 @@ impl<'a, K: Known> Decoder<'a, K> {
         if columns + self.fresh.len() > bounds.max_columns {
             return refused(format!("table '{name}' has more than {} columns (ingest.max_columns)", bounds.max_columns));
         }
-        if self.fresh.iter().filter(|f| f.new).count() > room {
+        let new = self.fresh.iter().filter(|f| f.new);
+        let (added, mut names) = new.fold((0, 0), |(n, bytes), f| (n + 1, bytes + f.name.len()));
+        if added > room {
             return refused(format!("table '{name}' has room for {room} more columns (ingest.max_columns), and the line adds more"));
+        }
+        names += made.as_ref().filter(|(_, new)| *new).map_or(0, |(table, _)| table.name.len());
+        let (columns, bytes) = self.total_room;
+        if added > 0 && self.new_columns + added > columns {
+            return refused(format!(
+                "all tables together have room for {columns} more columns (ingest.max_total_columns), and the line and earlier ones add more"
+            ));
+        }
+        if names > 0 && self.new_names + names > bytes {
+            return refused(format!(
+                "the names of all tables and columns have room for {bytes} more bytes (ingest.max_name_bytes), and the line and earlier ones \
+                 add more"
+            ));
         }
         match (found, made) {
             (Some(at), _) => Ok(Ok(at)),
             (None, Some(made)) => Ok(Err(made)),
             (None, None) => refused("internal error: a table index is out of range".to_owned()),
         }
+    }
+}
+
+/// UTF-8's byte-order mark.
+const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
+
+/// The line ends behind `last`, the measurement or the value of its last tag.
+fn no_fields<T>(last: &[u8]) -> Result<T, Bad> {
+    let hint = escape_hint(last);
+    bad(format!("missing fields: expected a space and at least one field, found the end of the line{hint}"))
+}
+
+/// What to say of an element that goes on behind a backslash where an end of it was perhaps meant.
+fn escape_hint(element: &[u8]) -> String {
+    let escaped = element.windows(2).find_map(|pair| match pair {
+        b"\\ " => Some("the space"),
+        b"\\," => Some("the comma"),
+        b"\\=" => Some("the '='"),
+        _ => None,
+    });
+    match escaped {
+        Some(what) => format!(
+            " ('{}' goes on behind {what}, which the backslash before it escapes; a name or a tag value cannot end in a backslash)",
+            shown(element)
+        ),
+        None => String::new(),
     }
 }
 
@@ -522,6 +605,7 @@ fn not_utf8(line: &[u8]) -> Option<String> {
 struct Resolver<'r, K> {
     body: &'r [u8],
     hive_names: bool,
+    saturate: bool,
     known: &'r K,
     table: &'r mut Table,
     /// Number of the line among those of the body.
@@ -538,6 +622,10 @@ impl<K: Known> Resolver<'_, K> {
         let Ok(key) = std::str::from_utf8(cell.key.plain(self.body, self.scratch)) else {
             return refused("a key is not valid UTF-8".to_owned());
         };
+        if key.len() > MAX_COLUMN_NAME {
+            // Before it is copied: it may be as long as the body.
+            check_column_name(&self.table.name, key).map_err(|e| Refused { message: e.message().to_owned(), conflict: false })?;
+        }
         let name = stored_name(key, self.hive_names).into_owned();
         let (mut target, mut earlier) = self.find(&name, &cell, i)?;
         let is_tag = |n: Option<usize>| n.and_then(|n| cells.get(n)).is_some_and(|c| c.tag);
@@ -624,11 +712,18 @@ impl<K: Known> Resolver<'_, K> {
                     None => continue,
                 },
                 Target::Fresh(n) => match self.fresh.get(n) {
-                    Some(f) => (fits(f.durable, false, &c.value), f.name.as_str()),
+                    Some(f) => (fits(f.durable, false, self.saturate, &c.value), f.name.as_str()),
                     None => continue,
                 },
                 Target::Nowhere => continue,
             };
+            if let Err(Conflict::Large(u)) = fit {
+                return refused(format!(
+                    "invalid number: field '{}' is {u}u, over 9223372036854775807, the largest that is stored (int64; ingest.large_unsigned = \
+                     \"saturate\" stores that in its place)",
+                    shown_name(name)
+                ));
+            }
             if let Err(why) = fit {
                 return Err(Refused { message: self.conflict(c, name, why), conflict: true });
             }
@@ -644,6 +739,8 @@ impl<K: Known> Resolver<'_, K> {
         match why {
             Conflict::Types { have } => format!("{start} {have}"),
             Conflict::Inexact(i) => format!("{start} float64, which cannot represent {i}"),
+            // Told apart before.
+            Conflict::Large(u) => format!("{start} int64, which cannot represent {u}"),
             Conflict::Wide => format!("{start} int64, with integers that float64 cannot represent"),
         }
     }

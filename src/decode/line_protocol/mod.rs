@@ -27,6 +27,7 @@ use crate::batch::TableBatch;
 use crate::catalog::{Catalog, Look, Room};
 use crate::error::RequestError;
 use crate::limits::{MAX_TIME_US, MIN_TIME_US};
+use crate::types::LargeUnsigned;
 
 /// The unit of time stamps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +89,8 @@ pub struct LineOptions {
     pub precision: Precision,
     /// `date` and `hour` are partition columns of the storage layout: columns of that name become `<name>_value`.
     pub hive_names: bool,
+    /// What is done with integers above the largest int64 in columns that are not float64.
+    pub large_unsigned: LargeUnsigned,
     pub bounds: Bounds,
 }
 
@@ -103,7 +106,7 @@ pub struct Empty;
 
 impl Known for Empty {
     fn room(&self, _: &str) -> Room {
-        Room { known: false, columns: usize::MAX, tables: usize::MAX }
+        Room { known: false, columns: usize::MAX, tables: usize::MAX, total_columns: usize::MAX, name_bytes: usize::MAX }
     }
 
     fn look(&self, _: &str, _: &str) -> Look {

@@ -1,5 +1,7 @@
 //! Which lines were refused, and why.
 
+use crate::names::is_invisible;
+
 /// Most lines that a report tells about one by one; all of them are counted.
 const MAX_DETAILS: usize = 100;
 /// Most bytes of a line that a report repeats.
@@ -25,6 +27,10 @@ pub struct LineError {
 pub struct Report {
     /// Lines that are neither empty nor comments.
     pub lines: u64,
+    /// Comments.
+    pub comments: u64,
+    /// Unsigned integers that were stored as the largest int64.
+    pub saturated: u64,
     /// Lines that were refused.
     pub bad: u64,
     /// Those of them whose types do not fit.
@@ -58,14 +64,14 @@ impl Report {
     }
 }
 
-/// Bytes of a body as they may stand in a message: shortened, control characters escaped.
+/// Bytes of a body as they may stand in a message: shortened, control and invisible characters escaped.
 pub fn shown(bytes: &[u8]) -> String {
     const MOST: usize = 100;
     let cut = bytes.get(..MOST);
     let text = String::from_utf8_lossy(cut.unwrap_or(bytes));
     let mut out = String::with_capacity(text.len() + 3);
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        if c.is_control() || is_invisible(c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     if cut.is_some() {
         out.push_str("...");

@@ -7,7 +7,7 @@ use crate::batch::TableBatch;
 use crate::decode::column::{Cell, ColumnBuilder, Mismatch};
 use crate::decode::table::Budget;
 use crate::error::RequestError;
-use crate::types::{ColumnType, int_fits_f64};
+use crate::types::{ColumnType, int_fits_f64, uint_fits_f64};
 
 /// Keyed by bytes: what is looked up stands in the body.
 pub(super) type Names = HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>;
@@ -19,7 +19,9 @@ pub(super) enum Conflict {
         have: ColumnType,
     },
     /// The column is float64 and cannot hold this integer.
-    Inexact(i64),
+    Inexact(i128),
+    /// The column is not float64, and the integer is above the largest int64.
+    Large(u64),
     /// The column holds integers in this body that float64 cannot hold.
     Wide,
 }
@@ -30,6 +32,8 @@ pub(super) struct Column {
     /// Durable, or made by the rows so far.
     ty: Option<ColumnType>,
     wide: bool,
+    /// Integers above the largest int64 are stored as that.
+    saturate: bool,
     /// The line that used it last, and the cell there.
     pub(super) line: u64,
     pub(super) cell: usize,
@@ -37,7 +41,7 @@ pub(super) struct Column {
 
 pub(super) fn type_of(value: &Value) -> ColumnType {
     match value {
-        Value::Int(_) => ColumnType::Int64,
+        Value::Int(_) | Value::Unsigned(_) => ColumnType::Int64,
         Value::Float(_) => ColumnType::Float64,
         Value::Bool(_) => ColumnType::Bool,
         Value::Str(_) => ColumnType::Utf8,
@@ -46,14 +50,17 @@ pub(super) fn type_of(value: &Value) -> ColumnType {
 
 /// Whether a column of type `ty` takes the value.
 #[inline]
-pub(super) fn fits(ty: Option<ColumnType>, wide: bool, value: &Value) -> Result<(), Conflict> {
+pub(super) fn fits(ty: Option<ColumnType>, wide: bool, saturate: bool, value: &Value) -> Result<(), Conflict> {
     match (ty, value) {
+        (Some(ColumnType::Float64), Value::Unsigned(u)) if !saturate && !uint_fits_f64(*u) => Err(Conflict::Inexact(i128::from(*u))),
+        (Some(ColumnType::Float64), Value::Unsigned(_)) => Ok(()),
+        (None | Some(ColumnType::Int64), Value::Unsigned(u)) if !saturate => Err(Conflict::Large(*u)),
         (None, _) => Ok(()),
         (Some(ColumnType::Float64), Value::Int(i)) => {
             if int_fits_f64(*i) {
                 Ok(())
             } else {
-                Err(Conflict::Inexact(*i))
+                Err(Conflict::Inexact(i128::from(*i)))
             }
         }
         (Some(ColumnType::Int64), Value::Float(_)) => {
@@ -69,8 +76,8 @@ pub(super) fn fits(ty: Option<ColumnType>, wide: bool, value: &Value) -> Result<
 }
 
 impl Column {
-    pub(super) fn new(name: String, tag: bool, durable: Option<ColumnType>) -> Self {
-        Self { builder: ColumnBuilder::new(name, tag, 0), ty: durable, wide: false, line: 0, cell: 0 }
+    pub(super) fn new(name: String, tag: bool, durable: Option<ColumnType>, saturate: bool) -> Self {
+        Self { builder: ColumnBuilder::new(name, tag, 0), ty: durable, wide: false, saturate, line: 0, cell: 0 }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -79,7 +86,7 @@ impl Column {
 
     #[inline]
     pub(super) fn fits(&self, value: &Value) -> Result<(), Conflict> {
-        fits(self.ty, self.wide, value)
+        fits(self.ty, self.wide, self.saturate, value)
     }
 
     /// Adds a value that fits, in row `row`.
@@ -101,6 +108,17 @@ impl Column {
                 self.ty = Some(ColumnType::Float64);
                 self.builder.push(Cell::Float(f))
             }
+            Value::Unsigned(u) if self.ty == Some(ColumnType::Float64) => {
+                let exact = uint_fits_f64(u);
+                *of.saturated += u64::from(!exact);
+                self.builder.push(Cell::Float(if exact { u as f64 } else { i64::MAX as f64 }))
+            }
+            Value::Unsigned(_) => {
+                *of.saturated += 1;
+                self.ty = Some(ColumnType::Int64);
+                self.wide = true;
+                self.builder.push(Cell::Int(i64::MAX))
+            }
             Value::Int(i) if self.ty == Some(ColumnType::Float64) => self.builder.push(Cell::Float(i as f64)),
             Value::Int(i) => {
                 self.ty = Some(ColumnType::Int64);
@@ -121,6 +139,8 @@ pub(super) struct Source<'a> {
     pub(super) body: &'a [u8],
     pub(super) table: &'a str,
     pub(super) scratch: &'a mut Vec<u8>,
+    /// Counts integers that are stored as the largest int64.
+    pub(super) saturated: &'a mut u64,
 }
 
 /// A table under construction.

@@ -6,6 +6,8 @@ use memchr::{memchr, memchr3};
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Value {
     Int(i64),
+    /// An integer with the suffix `u` above `i64::MAX`.
+    Unsigned(u64),
     Float(f64),
     Bool(bool),
     /// The bytes between the quotes.
@@ -110,6 +112,12 @@ pub(super) fn name(body: &[u8], from: usize, measurement: bool) -> Text {
     }
 }
 
+/// The name of the measurement at `from`. A backslash before a leading `#` is not part of it: without one the line is a comment.
+pub(super) fn measurement(body: &[u8], from: usize) -> Text {
+    let escaped = body.get(from..).is_some_and(|b| b.starts_with(b"\\#"));
+    name(body, from + usize::from(escaped), true)
+}
+
 /// Removes the backslashes that escape what follows them.
 fn unescape(text: &[u8], specials: &[u8], out: &mut Vec<u8>) {
     let mut rest = text;
@@ -210,8 +218,8 @@ pub(super) fn number(body: &[u8], at: usize) -> Option<(Value, usize)> {
             Some((Value::Int(value), end + 1))
         }
         Some(b'u') if digits > 0 && !negative => {
-            let value = if digits <= 18 { mantissa as i64 } else { std::str::from_utf8(body.get(at..end)?).ok()?.parse().ok()? };
-            Some((Value::Int(value), end + 1))
+            let value = if digits <= 18 { mantissa } else { std::str::from_utf8(body.get(at..end)?).ok()?.parse().ok()? };
+            Some((i64::try_from(value).map_or(Value::Unsigned(value), Value::Int), end + 1))
         }
         Some(b'.' | b'e' | b'E') => float(body, at),
         // Up to 15 digits are a double exactly.

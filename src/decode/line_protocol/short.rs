@@ -3,7 +3,7 @@
 use super::Known;
 use super::lines::{Decoder, Parsed, Target, open_row};
 use super::rows::{Names, Source};
-use super::scan::{Escapes, Text, Value, blanks, boolean, ends_line, integer, name, number, special, string, word};
+use super::scan::{Escapes, Text, Value, blanks, boolean, ends_line, integer, measurement, number, special, string, word};
 use crate::error::RequestError;
 
 /// Shapes that are remembered; lines of others go the long way.
@@ -80,7 +80,7 @@ impl<K: Known> Decoder<'_, K> {
         if let Some(end) = self.as_shape(first, start)? {
             return Ok(Some(end));
         }
-        let measurement = name(self.body, start, true).of(self.body);
+        let measurement = measurement(self.body, start).of(self.body);
         match self.shapes.by_measurement.get(measurement) {
             Some(n) if *n as usize != first => self.as_shape(*n as usize, start),
             _ => Ok(None),
@@ -156,7 +156,7 @@ impl<K: Known> Decoder<'_, K> {
         }
         self.budget.claim(&table.name, self.values.len() + 1)?;
         let row = open_row(table)?;
-        let mut of = Source { body, table: &table.name, scratch: &mut self.scratch };
+        let mut of = Source { body, table: &table.name, scratch: &mut self.scratch, saturated: &mut self.report.saturated };
         for (slot, value) in shape.slots.iter().zip(&self.values) {
             if let Some(column) = table.columns.get_mut(slot.column) {
                 column.push(row, value, &mut of, &mut self.budget)?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::batch::{Column, Values};
-use crate::types::ColumnType;
+use crate::types::{ColumnType, LargeUnsigned};
 
 mod grammar;
 mod refused;
@@ -11,7 +11,7 @@ const NOW: i64 = 1_767_225_600_000_007;
 
 fn options(precision: Precision) -> LineOptions {
     let bounds = Bounds { max_columns: 100, max_tables: 20, max_partitions: 50, max_bytes: 1 << 20 };
-    LineOptions { receive_time_us: NOW, precision, hive_names: true, bounds }
+    LineOptions { receive_time_us: NOW, precision, hive_names: true, large_unsigned: LargeUnsigned::Refuse, bounds }
 }
 
 /// Decodes with and without the short cut, which must make no difference.

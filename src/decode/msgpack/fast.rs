@@ -2,6 +2,7 @@
 //!
 //! Anything unusual is a [`Fallback`], never an error: the generic decoder then decides and words it.
 
+use super::generic::is_known;
 use super::scan::Reader;
 use super::{DecodeOptions, Decoded};
 use crate::batch::{Column, TableBatch, check_column_name, check_table_name};
@@ -30,7 +31,7 @@ pub fn decode(body: &[u8], options: &DecodeOptions) -> Result<Decoded, Fallback>
         match input.string()? {
             b"m" if table.is_none() => table = Some(table_name(&mut input)?),
             b"columns" if columns.is_none() => columns = Some(read_columns(&mut input, options)?),
-            b"m" | b"columns" | b"batch" | b"fields" | b"f" => return Err(Fallback),
+            other if is_known(other) => return Err(Fallback),
             other => {
                 simdutf8::basic::from_utf8(other).map_err(|_| Fallback)?;
                 if unknown.contains(&other) || unknown.len() == MAX_UNKNOWN_KEYS {
@@ -50,14 +51,14 @@ pub fn decode(body: &[u8], options: &DecodeOptions) -> Result<Decoded, Fallback>
         return Err(Fallback);
     }
     if read.rows == 0 {
-        return Ok(Decoded { tables: Vec::new(), invalid_utf8: 0 });
+        return Ok(Decoded { tables: Vec::new(), invalid_utf8: 0, saturated: 0 });
     }
     let time = match read.time {
         Some(t) => t,
         None => vec![options.receive_time_us; read.rows],
     };
     check_partitions(std::iter::once(time.as_slice()), &options.bounds).map_err(|_| Fallback)?;
-    Ok(Decoded { tables: vec![TableBatch { table, time, columns: read.columns }], invalid_utf8: 0 })
+    Ok(Decoded { tables: vec![TableBatch { table, time, columns: read.columns }], invalid_utf8: 0, saturated: 0 })
 }
 
 struct Columns {
@@ -139,7 +140,7 @@ fn read_column(input: &mut Input<'_>, name: String, n: usize) -> Result<ColumnBu
             Cell::Int(_) => column.extend_ints(|v| input.ints(left, v)),
             Cell::Float(_) => column.extend_floats(|v| input.floats(left, v)),
             Cell::Str(_) => column.extend_strings(|v| input.strings(left, v)),
-            Cell::Null | Cell::Bool(_) | Cell::Binary(_) => {}
+            Cell::Null | Cell::Bool(_) | Cell::Unsigned(_) | Cell::Binary(_) => {}
         }
     }
     if column.is_utf8() { Ok(column) } else { Err(Fallback) }

@@ -1,10 +1,13 @@
 //! Every form of request, item by item. This decoder is the authority on what is accepted and words every error.
 
 use super::scan::{self, Head, Reader};
+use super::texts::Texts;
 use super::value::{self, Value};
 use super::{DecodeOptions, Decoded};
-use crate::batch::{check_table_name, shown};
-use crate::decode::table::{Tables, check_columns, invalid, stored_name, within};
+use crate::batch::{check_table_name, shown, shown_bytes};
+use crate::decode::column::Cell;
+use crate::decode::sniff::Format;
+use crate::decode::table::{KnownTypes, Tables, check_columns, invalid, stored_name, within};
 use crate::decode::time::{extension_to_micros, float_to_micros, to_micros, unit_name, unit_of, unit_of_float};
 use crate::error::RequestError;
 use crate::limits;
@@ -12,23 +15,36 @@ use crate::types::TimeUnit;
 use hashbrown::HashSet;
 use std::borrow::Cow;
 
-pub fn decode(body: &[u8], options: &DecodeOptions) -> Result<Decoded, RequestError> {
-    let invalid_utf8 = scan::check(body)?;
-    let rewritten;
-    let body = if invalid_utf8 == 0 {
-        body
-    } else {
-        rewritten = scan::replace_invalid_utf8(body)?;
-        &rewritten
-    };
-    let replaced = invalid_utf8 > 0;
-    let mut request = Request { options, tables: Tables::new(options.bounds), json: String::new(), times: Vec::new(), depth: 0, replaced };
+pub fn decode(body: &[u8], options: &DecodeOptions, known: KnownTypes<'_>) -> Result<Decoded, RequestError> {
+    let invalid_utf8 = scan::check(body).map_err(|e| sniffed(body, e))?;
+    let tables = Tables::new(options.bounds, options.large_unsigned);
+    let texts = Texts::new(options.max_text, invalid_utf8 > 0);
+    let mut request = Request { options, tables, texts, times: Vec::new(), depth: 0 };
     match Reader::new(body).peek()? {
         Head::Map(_) => request.item(body)?,
         Head::Array(_) => request.items(body)?,
-        other => return invalid(format!("expected a map or an array at the top level, found {}", other.name())),
+        other => {
+            let found = format!("expected a map or an array at the top level, found {}", other.name());
+            return Err(sniffed(body, RequestError::Invalid(found)));
+        }
     }
-    Ok(Decoded { tables: request.tables.finish()?, invalid_utf8 })
+    let (tables, saturated) = request.tables.finish(known)?;
+    Ok(Decoded { tables, invalid_utf8: request.texts.replaced, saturated })
+}
+
+/// What a body is that is no MessagePack, if that can be seen, else the error.
+fn sniffed(body: &[u8], e: RequestError) -> RequestError {
+    let Some(format) = Format::of(body).filter(|f| *f != Format::MessagePack) else { return e };
+    let advice = match format {
+        Format::Json | Format::Text => "; /api/v1/write/line-protocol takes line protocol",
+        Format::LineProtocol => "; send it to /api/v1/write/line-protocol",
+        Format::Compressed(_) => "; gzip and zstd are taken",
+        _ => "",
+    };
+    RequestError::Invalid(format!(
+        "the body is no MessagePack: this looks like {}, expected a MessagePack map or array{advice}",
+        format.name()
+    ))
 }
 
 /// Levels of batches and arrays within each other. Each level walks its items once more.
@@ -38,14 +54,28 @@ const MAX_BATCH_DEPTH: usize = 4;
 pub(super) struct Request<'o> {
     pub options: &'o DecodeOptions,
     pub tables: Tables,
-    /// JSON text of the nested value read last.
-    pub json: String,
+    /// The text made last: of a nested value, or of a string that was not UTF-8.
+    pub texts: Texts,
     /// Times of the item being read.
     pub times: Vec<i64>,
     /// Batches and arrays that the present item stands in.
     depth: usize,
-    /// Strings of the body were not UTF-8 and hold U+FFFD instead.
-    pub replaced: bool,
+}
+
+/// Keys of an item that mean something.
+const KNOWN: [&str; 9] = ["m", "batch", "columns", "t", "time", "h", "tags", "fields", "f"];
+/// Keys that mean nothing, in one item. They are held while they are compared.
+const MAX_UNKNOWN_KEYS: usize = 1 << 16;
+
+/// The key that is probably meant: one that differs in case alone, or lacks its last letter.
+fn meant(key: &[u8]) -> Option<&'static str> {
+    let singular = |known: &str| known.len() > 2 && known.strip_suffix('s').is_some_and(|k| key.eq_ignore_ascii_case(k.as_bytes()));
+    KNOWN.into_iter().find(|known| key.eq_ignore_ascii_case(known.as_bytes()) || singular(known))
+}
+
+/// Whether a key beside the table's name and the columns is more than an unknown one.
+pub(super) fn is_known(key: &[u8]) -> bool {
+    meant(key).is_some()
 }
 
 /// The parts of an item that have a meaning, unread.
@@ -86,6 +116,12 @@ impl<'a> Parts<'a> {
                 Head::Str(b"fields") => &mut parts.fields,
                 Head::Str(b"f") => &mut parts.f,
                 Head::Str(other) => {
+                    if let Some(known) = meant(other) {
+                        return invalid(format!("unknown key '{}': expected '{known}'", shown_bytes(other)));
+                    }
+                    if unknown.len() == MAX_UNKNOWN_KEYS {
+                        return invalid(format!("an item has more than {MAX_UNKNOWN_KEYS} unknown keys"));
+                    }
                     unknown.push(other);
                     continue;
                 }
@@ -105,20 +141,46 @@ impl<'a> Parts<'a> {
         }
         Ok(parts)
     }
+
+    /// Refuses keys of `all` that say something where nothing listens to it. A nil says nothing: serializers write it for what is absent.
+    fn refuse(all: &[(&str, Option<&[u8]>)], beside: &str) -> Result<(), RequestError> {
+        let is_nil = |raw: &[u8]| matches!(Reader::new(raw).head(), Ok(Head::Nil));
+        let given: Vec<String> = all.iter().filter(|(_, raw)| raw.is_some_and(|r| !is_nil(r))).map(|(key, _)| format!("'{key}'")).collect();
+        if given.is_empty() {
+            return Ok(());
+        }
+        invalid(format!(
+            "{} beside '{beside}' would be dropped: {}",
+            given.join(", "),
+            match beside {
+                "batch" => "each item of a batch has its own",
+                _ => "expected only 'm', 'columns' and 'tags'; times are the column 'time', a host is a tag",
+            }
+        ))
+    }
+
+    /// Refuses what a batch does not take.
+    fn only_batch(&self) -> Result<(), RequestError> {
+        let [m, columns, t, time, h] = [("m", self.m), ("columns", self.columns), ("t", self.t), ("time", self.time), ("h", self.h)];
+        Self::refuse(&[m, columns, t, time, h, ("tags", self.tags), ("fields", self.fields), ("f", self.f)], "batch")
+    }
+
+    /// Refuses what the columnar form does not take.
+    fn only_columns(&self) -> Result<(), RequestError> {
+        Self::refuse(&[("t", self.t), ("time", self.time), ("h", self.h)], "columns")
+    }
 }
 
 fn twice<T>(key: Head<'_>) -> Result<T, RequestError> {
     let name = match key {
-        Head::Str(s) => String::from_utf8_lossy(s),
-        other => Cow::Borrowed(other.name()),
+        Head::Str(s) => Cow::Owned(shown_bytes(s)),
+        other => other.name(),
     };
-    invalid(format!("key '{}' stands twice in one map", shown(&name)))
+    invalid(format!("key '{name}' stands twice in one map"))
 }
 
-/// The pairs of a map with string keys, each key once.
-///
-/// A name that held U+FFFD before is not told from one that was replaced in the same body: refused as well.
-pub(super) fn pairs<'a>(raw: &'a [u8], what: &str, max: usize, replaced: bool) -> Result<Vec<(&'a str, &'a [u8])>, RequestError> {
+/// The pairs of a map with string keys. Keys that are not UTF-8 are refused: replaced, two of them would become one.
+pub(super) fn pairs<'a>(raw: &'a [u8], what: &str, max: usize) -> Result<Vec<(&'a str, &'a [u8])>, RequestError> {
     let mut r = Reader::new(raw);
     let n = match r.head()? {
         Head::Map(n) => n,
@@ -131,13 +193,12 @@ pub(super) fn pairs<'a>(raw: &'a [u8], what: &str, max: usize, replaced: bool) -
     let mut out = Vec::with_capacity(n);
     for _ in 0..n {
         let name = match Reader::new(r.raw()?).head()? {
-            Head::Str(s) => std::str::from_utf8(s).map_err(|e| RequestError::Internal(format!("a key was not rewritten: {e}")))?,
+            Head::Str(s) => match std::str::from_utf8(s) {
+                Ok(name) => name,
+                Err(_) => return invalid(format!("the name '{}' in '{what}' is not valid UTF-8", shown_bytes(s))),
+            },
             other => return invalid(format!("a key of '{what}' must be a string, found {}", other.name())),
         };
-        if replaced && name.contains(char::REPLACEMENT_CHARACTER) {
-            // Two such names would become one column.
-            return invalid(format!("the name '{}' in '{what}' is not valid UTF-8", shown(name)));
-        }
         out.push((name, r.raw()?));
     }
     Ok(out)
@@ -166,9 +227,10 @@ impl Request<'_> {
     fn item(&mut self, item: &[u8]) -> Result<(), RequestError> {
         let parts = Parts::of(item)?;
         if let Some(batch) = parts.batch {
+            parts.only_batch()?;
             return self.items(batch);
         }
-        let table = self.table_name(parts.m)?;
+        let table = table_name(parts.m)?;
         match parts.columns {
             // Either could be what the client means: taking one would drop the other unseen.
             Some(_) if parts.fields.is_some() || parts.f.is_some() => invalid(format!(
@@ -176,34 +238,31 @@ impl Request<'_> {
                 shown(&table),
                 if parts.fields.is_some() { "fields" } else { "f" }
             )),
-            Some(columns) => self.columnar(&table, columns),
+            Some(columns) => {
+                parts.only_columns().map_err(|e| within(format_args!("table '{}'", shown(&table)), e))?;
+                self.columnar(&table, columns, parts.tags)
+            }
             None => self.row(&table, &parts),
         }
     }
 
-    fn table_name<'a>(&mut self, m: Option<&'a [u8]>) -> Result<Cow<'a, str>, RequestError> {
-        let Some(raw) = m else {
-            return invalid("'m' (the table name) is missing");
-        };
-        let name = match self.value(raw)? {
-            Value::Str(s) => Cow::Borrowed(s),
-            Value::Int(n) => Cow::Owned(format!("measurement_{n}")),
-            Value::Big(n) => Cow::Owned(format!("measurement_{n}")),
-            other => return invalid(format!("'m' (the table name) must be a string or an integer, found {}", other.name())),
-        };
-        check_table_name(&name)?;
-        Ok(name)
-    }
-
-    /// The value of `raw`; JSON text of a nested one is in `self.json`.
+    /// The value of `raw`; the text of one that has none of its own is in `self.texts`.
     pub fn value<'a>(&mut self, raw: &'a [u8]) -> Result<Value<'a>, RequestError> {
-        value::read(raw, self.options.nested, &mut self.json)
+        value::read(&mut Reader::new(raw), self.options.nested, &mut self.texts)
     }
 
-    fn columnar(&mut self, table: &str, raw: &[u8]) -> Result<(), RequestError> {
+    /// Columns of one length, and tags that hold for all of their rows.
+    fn columnar(&mut self, table: &str, raw: &[u8], tags: Option<&[u8]>) -> Result<(), RequestError> {
         let in_table = |e| within(format_args!("table '{}'", shown(table)), e);
         let max = self.options.bounds.max_columns.saturating_add(1);
-        let columns = pairs(raw, "columns", max, self.replaced).map_err(in_table)?;
+        let columns = pairs(raw, "columns", max).map_err(in_table)?;
+        let tags = given_tags(tags, max).map_err(in_table)?;
+        if let Some((name, _)) = tags.iter().find(|(_, raw)| matches!(Reader::new(raw).head(), Ok(Head::Array(_)))) {
+            return Err(in_table(RequestError::Invalid(format!(
+                "tag '{}' is an array: a tag of the columnar form is one value for all rows; values by row are columns",
+                shown(name)
+            ))));
+        }
         let rows = rows_of(table, &columns)?;
         if rows == 0 {
             return Ok(());
@@ -215,8 +274,8 @@ impl Request<'_> {
                 limits::MAX_ROWS_PER_TABLE
             )));
         }
-        check_columns(table, columns.iter().filter(|(name, _)| *name != "time").count(), self.tables.bounds())?;
-        self.tables.claim(table, rows.saturating_mul(columns.len()))?;
+        check_columns(table, columns.iter().filter(|(name, _)| *name != "time").count() + tags.len(), self.tables.bounds())?;
+        self.tables.claim(table, rows.saturating_mul(columns.len() + tags.len()))?;
         self.times.clear();
         match columns.iter().find(|(name, _)| *name == "time") {
             Some((_, raw)) => self.read_times(raw).map_err(in_table)?,
@@ -227,10 +286,26 @@ impl Request<'_> {
             let name = stored_name(name, self.options.hive_names);
             let at = builder.column(&name, false, budget)?;
             let place = format_args!("table '{}': column '{}'", shown(table), shown(&name));
-            value::for_each(raw, self.options.nested, &mut self.json, place, |row, value, json| match value.cell(json) {
-                Ok(cell) => builder.push(at, row, cell),
-                Err(why) => invalid(format!("{place}: row {row}: {why}")),
-            })?;
+            let mut cells = Reader::new(raw);
+            cells.head()?;
+            for row in 0..rows {
+                let value = value::read(&mut cells, self.options.nested, &mut self.texts)
+                    .map_err(|e| within(format_args!("{place}: row {row}"), e))?;
+                match value.cell(&self.texts) {
+                    Ok(cell) => builder.push(at, row, cell)?,
+                    Err(why) => return invalid(format!("{place}: row {row}: {why}")),
+                }
+            }
+        }
+        for (name, raw) in &tags {
+            let name = stored_name(name, self.options.hive_names);
+            let at = builder.column(&name, true, budget)?;
+            let place = |e| within(format_args!("table '{}': tag '{}'", shown(table), shown(&name)), e);
+            match value::tag_text(raw, self.options.nested, &mut self.texts).map_err(place)? {
+                Some(text) => builder.push_repeated(at, text, rows)?,
+                // Padded like the column of an item that does not name it.
+                None => builder.push(at, 0, Cell::Null)?,
+            }
         }
         builder.add_times(&self.times)
     }
@@ -238,11 +313,44 @@ impl Request<'_> {
     /// Reads a `time` column into `self.times`.
     fn read_times(&mut self, raw: &[u8]) -> Result<(), RequestError> {
         let mut clock = Clock { unit: self.options.time_unit.map(|u| (u, None)) };
-        let times = &mut self.times;
-        value::for_each(raw, self.options.nested, &mut self.json, "time", |row, value, _| {
-            times.push(clock.micros(value, row).map_err(|why| RequestError::Invalid(format!("time of row {row}: {why}")))?);
-            Ok(())
-        })
+        let mut times = Reader::new(raw);
+        let n = match times.head()? {
+            Head::Array(n) => n,
+            other => return invalid(format!("column 'time' must be an array, found {}", other.name())),
+        };
+        for row in 0..n {
+            let value =
+                value::read(&mut times, self.options.nested, &mut self.texts).map_err(|e| within(format_args!("time: row {row}"), e))?;
+            self.times.push(clock.micros(value, row).map_err(|why| RequestError::Invalid(format!("time of row {row}: {why}")))?);
+        }
+        Ok(())
+    }
+}
+
+/// The table's name from `m`.
+fn table_name(m: Option<&[u8]>) -> Result<Cow<'_, str>, RequestError> {
+    let Some(raw) = m else {
+        return invalid("'m' (the table name) is missing");
+    };
+    let name = match Reader::new(raw).head()? {
+        Head::Str(s) => match std::str::from_utf8(s) {
+            Ok(name) => Cow::Borrowed(name),
+            Err(_) => return invalid(format!("'m' (the table name) is '{}', which is not valid UTF-8", shown_bytes(s))),
+        },
+        Head::Int(n) => Cow::Owned(format!("measurement_{n}")),
+        Head::Unsigned(n) => Cow::Owned(format!("measurement_{n}")),
+        other => return invalid(format!("'m' (the table name) must be a string or an integer, found {}", other.name())),
+    };
+    check_table_name(&name)?;
+    Ok(name)
+}
+
+/// The tags of an item, unread.
+pub(super) fn given_tags(raw: Option<&[u8]>, max: usize) -> Result<Vec<(&str, &[u8])>, RequestError> {
+    match raw.map(|raw| (raw, Reader::new(raw).head())) {
+        // Serializers write an absent map as nil.
+        None | Some((_, Ok(Head::Nil))) => Ok(Vec::new()),
+        Some((raw, _)) => pairs(raw, "tags", max),
     }
 }
 
@@ -266,8 +374,9 @@ impl Clock {
                 float_to_micros(t, unit).ok_or_else(|| format!("{t:?} {} is outside the years 0001 to 9999", unit_name(unit)))
             }
             Value::Float(t) => Err(format!("expected a number, found {t:?}")),
-            Value::Big(t) => Err(format!("{t} is above {}, the largest int64", i64::MAX)),
+            Value::Unsigned(t) => Err(format!("{t} is above {}, the largest int64", i64::MAX)),
             Value::Extension(-1, data) => extension_to_micros(data).map_err(str::to_owned),
+            Value::Extension(kind, _) => Err(format!("expected a number, found extension type {kind} (a time stamp is extension type -1)")),
             other => Err(format!("expected a number, found {}", other.name())),
         }
     }

@@ -1,9 +1,8 @@
 //! Items in row form: one row each.
 
-use super::generic::{Clock, Parts, Request, pairs};
-use super::json::push_base64;
+use super::generic::{Clock, Parts, Request, given_tags, pairs};
 use super::scan::{Head, Reader};
-use super::value::Value;
+use super::value::{self, Value};
 use crate::batch::shown;
 use crate::decode::column::Cell;
 use crate::decode::table::{invalid, stored_name, within};
@@ -18,8 +17,15 @@ const HOST: &str = "host";
 
 /// A field's name and its value, unread.
 type Field<'a> = (Cow<'a, str>, &'a [u8]);
-/// A tag's stored name and text; None is nil.
-type Tag<'a> = (Cow<'a, str>, Option<Cow<'a, str>>);
+/// A tag's stored name and its value.
+type Tag<'a> = (Cow<'a, str>, TagValue<'a>);
+
+/// The value of a tag.
+enum TagValue<'a> {
+    Raw(&'a [u8]),
+    /// What `h` says.
+    Host(Cow<'a, str>),
+}
 
 impl Request<'_> {
     /// Adds one row.
@@ -36,9 +42,14 @@ impl Request<'_> {
 
         self.tables.claim(table, tags.len() + fields.len() + 1)?;
         let (builder, budget) = self.tables.table(table)?;
-        for (name, text) in &tags {
+        for (name, tag) in &tags {
             let at = builder.column(name, true, budget)?;
-            builder.push(at, 0, text.as_ref().map_or(Cell::Null, |t| Cell::Str(t.as_bytes())))?;
+            let text = match tag {
+                TagValue::Host(host) => Some(host.as_ref()),
+                TagValue::Raw(raw) => value::tag_text(raw, self.options.nested, &mut self.texts)
+                    .map_err(|e| in_table(within(format_args!("tag '{}'", shown(name)), e)))?,
+            };
+            builder.push(at, 0, text.map_or(Cell::Null, |t| Cell::Str(t.as_bytes())))?;
         }
         for (name, raw) in &fields {
             let mut name = stored_name(name, self.options.hive_names);
@@ -47,8 +58,9 @@ impl Request<'_> {
             }
             let at = builder.column(&name, false, budget)?;
             let place = |why: String| RequestError::Invalid(format!("table '{}': field '{}': {why}", shown(table), shown(&name)));
-            let value = super::value::read(raw, self.options.nested, &mut self.json).map_err(|e| place(e.message().to_owned()))?;
-            builder.push(at, 0, value.cell(&self.json).map_err(place)?)?;
+            let value = value::read(&mut Reader::new(raw), self.options.nested, &mut self.texts)
+                .map_err(|e| in_table(within(format_args!("field '{}'", shown(&name)), e)))?;
+            builder.push(at, 0, value.cell(&self.texts).map_err(place)?)?;
         }
         builder.add_times(&[time])
     }
@@ -66,73 +78,47 @@ impl Request<'_> {
     }
 
     fn tags<'a>(&mut self, parts: &Parts<'a>) -> Result<Vec<Tag<'a>>, RequestError> {
-        let max = self.options.bounds.max_columns;
-        let given = match parts.tags.map(|raw| (raw, Reader::new(raw).head())) {
-            // Serializers write an absent map as nil.
-            None | Some((_, Ok(Head::Nil))) => Vec::new(),
-            Some((raw, _)) => pairs(raw, "tags", max, self.replaced)?,
-        };
+        let given = given_tags(parts.tags, self.options.bounds.max_columns)?;
         let mut tags: Vec<Tag<'a>> = Vec::with_capacity(given.len() + 1);
         for (name, raw) in given {
-            let text = self.tag_text(raw).map_err(|e| within(format_args!("tag '{}'", shown(name)), e))?;
-            tags.push((stored_name(name, self.options.hive_names), text));
+            tags.push((stored_name(name, self.options.hive_names), TagValue::Raw(raw)));
         }
         let Some(host) = self.host(parts)? else { return Ok(tags) };
         match tags.iter_mut().find(|(name, _)| name == HOST) {
-            Some((_, Some(tag))) if *tag != host => {
-                invalid(format!("'h' is '{}' and tags.host is '{}', expected one of them", shown(&host), shown(tag)))
+            Some((_, tag)) => {
+                if let TagValue::Raw(raw) = tag
+                    && let Some(text) =
+                        value::tag_text(raw, self.options.nested, &mut self.texts).map_err(|e| within(format_args!("tag '{HOST}'"), e))?
+                    && *text != *host
+                {
+                    return invalid(format!("'h' is '{}' and tags.host is '{}', expected one of them", shown(&host), shown(text)));
+                }
+                *tag = TagValue::Host(host);
             }
-            Some((_, text)) => {
-                *text = Some(host);
-                Ok(tags)
-            }
-            None => {
-                tags.push((Cow::Borrowed(HOST), Some(host)));
-                Ok(tags)
-            }
+            None => tags.push((Cow::Borrowed(HOST), TagValue::Host(host))),
         }
+        Ok(tags)
     }
 
     fn host<'a>(&mut self, parts: &Parts<'a>) -> Result<Option<Cow<'a, str>>, RequestError> {
         let Some(raw) = parts.h else { return Ok(None) };
         Ok(match self.value(raw)? {
             Value::Nil => None,
-            Value::Str(s) => Some(Cow::Borrowed(s)),
+            Value::Str(s) => {
+                Some(Cow::Borrowed(std::str::from_utf8(s).map_err(|e| RequestError::Internal(format!("a string passed as UTF-8: {e}")))?))
+            }
+            Value::Replaced => Some(Cow::Owned(self.texts.as_str().to_owned())),
             Value::Int(n) => Some(Cow::Owned(format!("host_{n}"))),
-            Value::Big(n) => Some(Cow::Owned(format!("host_{n}"))),
+            Value::Unsigned(n) => Some(Cow::Owned(format!("host_{n}"))),
             other => return invalid(format!("'h' (the host) must be a string or an integer, found {}", other.name())),
         })
-    }
-
-    fn tag_text<'a>(&mut self, raw: &'a [u8]) -> Result<Option<Cow<'a, str>>, RequestError> {
-        let value = self.value(raw)?;
-        Ok(Some(match value {
-            Value::Nil => return Ok(None),
-            Value::Str(s) => Cow::Borrowed(s),
-            Value::Bool(b) => Cow::Owned(b.to_string()),
-            Value::Int(i) => Cow::Owned(i.to_string()),
-            Value::Big(u) => Cow::Owned(u.to_string()),
-            Value::Float(f) => Cow::Owned(format!("{f:?}")),
-            Value::Binary(b) => {
-                let mut text = String::new();
-                push_base64(&mut text, b);
-                Cow::Owned(text)
-            }
-            Value::Json => Cow::Owned(self.json.clone()),
-            Value::Extension(..) | Value::Array | Value::Map => match value.cell(&self.json) {
-                Err(why) => return invalid(why),
-                Ok(_) => return Err(RequestError::Internal("a nested tag passed as a cell".into())),
-            },
-        }))
     }
 
     fn fields<'a>(&self, parts: &Parts<'a>) -> Result<Vec<Field<'a>>, RequestError> {
         let max = self.options.bounds.max_columns;
         let fields: Vec<_> = match (parts.fields, parts.f) {
             (Some(_), Some(_)) => return invalid("'fields' and 'f' stand in one row, expected one of them"),
-            (Some(raw), None) => {
-                pairs(raw, "fields", max, self.replaced)?.into_iter().map(|(name, raw)| (Cow::Borrowed(name), raw)).collect()
-            }
+            (Some(raw), None) => pairs(raw, "fields", max)?.into_iter().map(|(name, raw)| (Cow::Borrowed(name), raw)).collect(),
             (None, Some(raw)) => elements(raw, max)?,
             (None, None) => return invalid("neither 'columns' nor 'fields' nor 'f' is given: there is nothing to store"),
         };

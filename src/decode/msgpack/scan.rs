@@ -6,14 +6,18 @@
 use crate::error::RequestError;
 use crate::limits;
 use rmp::Marker;
+use std::borrow::Cow;
 
 /// One object without its content.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Head<'a> {
     Nil,
-    Bool,
-    Int,
-    Float,
+    Bool(bool),
+    Int(i64),
+    /// An integer above `i64::MAX`.
+    Unsigned(u64),
+    Float(f64),
+    /// UTF-8 or not.
     Str(&'a [u8]),
     Binary(&'a [u8]),
     Extension(i8, &'a [u8]),
@@ -25,18 +29,18 @@ pub enum Head<'a> {
 
 impl Head<'_> {
     /// The type as errors name it.
-    pub fn name(&self) -> &'static str {
-        match self {
+    pub fn name(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Nil => "nil",
-            Self::Bool => "bool",
-            Self::Int => "integer",
-            Self::Float => "float",
+            Self::Bool(_) => "bool",
+            Self::Int(_) | Self::Unsigned(_) => "integer",
+            Self::Float(_) => "float",
             Self::Str(_) => "string",
             Self::Binary(_) => "binary",
-            Self::Extension(..) => "extension",
+            Self::Extension(kind, _) => return Cow::Owned(format!("extension type {kind}")),
             Self::Array(_) => "array",
             Self::Map(_) => "map",
-        }
+        })
     }
 }
 
@@ -80,6 +84,12 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], RequestError> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N)?);
+        Ok(bytes)
+    }
+
     fn length<const N: usize>(&mut self) -> Result<usize, RequestError> {
         Ok(self.take(N)?.iter().fold(0, |n, b| n << 8 | usize::from(*b)))
     }
@@ -106,14 +116,23 @@ impl<'a> Reader<'a> {
         let marker = Marker::from_u8(self.take(1)?.iter().fold(0, |_, b| *b));
         Ok(match marker {
             Marker::Null => Head::Nil,
-            Marker::True | Marker::False => Head::Bool,
-            Marker::FixPos(_) | Marker::FixNeg(_) => Head::Int,
-            Marker::U8 | Marker::I8 => self.take(1).map(|_| Head::Int)?,
-            Marker::U16 | Marker::I16 => self.take(2).map(|_| Head::Int)?,
-            Marker::U32 | Marker::I32 => self.take(4).map(|_| Head::Int)?,
-            Marker::U64 | Marker::I64 => self.take(8).map(|_| Head::Int)?,
-            Marker::F32 => self.take(4).map(|_| Head::Float)?,
-            Marker::F64 => self.take(8).map(|_| Head::Float)?,
+            Marker::True => Head::Bool(true),
+            Marker::False => Head::Bool(false),
+            Marker::FixPos(n) => Head::Int(i64::from(n)),
+            Marker::FixNeg(n) => Head::Int(i64::from(n)),
+            Marker::U8 => Head::Int(i64::from(u8::from_be_bytes(self.fixed()?))),
+            Marker::U16 => Head::Int(i64::from(u16::from_be_bytes(self.fixed()?))),
+            Marker::U32 => Head::Int(i64::from(u32::from_be_bytes(self.fixed()?))),
+            Marker::U64 => {
+                let n = u64::from_be_bytes(self.fixed()?);
+                i64::try_from(n).map_or(Head::Unsigned(n), Head::Int)
+            }
+            Marker::I8 => Head::Int(i64::from(i8::from_be_bytes(self.fixed()?))),
+            Marker::I16 => Head::Int(i64::from(i16::from_be_bytes(self.fixed()?))),
+            Marker::I32 => Head::Int(i64::from(i32::from_be_bytes(self.fixed()?))),
+            Marker::I64 => Head::Int(i64::from_be_bytes(self.fixed()?)),
+            Marker::F32 => Head::Float(f64::from(f32::from_be_bytes(self.fixed()?))),
+            Marker::F64 => Head::Float(f64::from_be_bytes(self.fixed()?)),
             Marker::FixStr(n) => Head::Str(self.take(usize::from(n))?),
             Marker::Str8 => Head::Str(self.length::<1>().and_then(|n| self.take(n))?),
             Marker::Str16 => Head::Str(self.length::<2>().and_then(|n| self.take(n))?),
@@ -243,28 +262,6 @@ pub fn check(body: &[u8]) -> Result<u64, RequestError> {
     Ok(invalid)
 }
 
-/// The same body with U+FFFD for what is not UTF-8 in its strings.
-pub fn replace_invalid_utf8(body: &[u8]) -> Result<Vec<u8>, RequestError> {
-    let mut out = Vec::with_capacity(body.len() + body.len() / 8);
-    let mut r = Reader::new(body);
-    while !r.is_empty() {
-        let from = r.position();
-        match r.head()? {
-            Head::Str(s) if simdutf8::basic::from_utf8(s).is_err() => {
-                let text = String::from_utf8_lossy(s);
-                let Ok(len) = u32::try_from(text.len()) else {
-                    return Err(RequestError::TooLarge("a string is longer than 4 GiB".into()));
-                };
-                out.push(Marker::Str32.to_u8());
-                out.extend_from_slice(&len.to_be_bytes());
-                out.extend_from_slice(text.as_bytes());
-            }
-            _ => out.extend_from_slice(body.get(from..r.position()).unwrap_or_default()),
-        }
-    }
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,14 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn invalid_strings_are_counted_and_replaced() {
-        let body = [0x93, 0xa2, 0xff, b'a', 0xc4, 1, 0xff, 0x81, 0xa1, 0x80, 0xa1, b'x'];
-        assert_eq!(check(&body), Ok(2));
-        let fixed = replace_invalid_utf8(&body).unwrap();
-        assert_eq!(check(&fixed), Ok(0));
-        let mut r = Reader::new(&fixed);
-        assert_eq!(r.head(), Ok(Head::Array(3)));
-        assert_eq!(r.head(), Ok(Head::Str("\u{fffd}a".as_bytes())));
-        assert_eq!(r.head(), Ok(Head::Binary(&[0xff])));
+    fn invalid_strings_are_counted() {
+        assert_eq!(check(&[0x93, 0xa2, 0xff, b'a', 0xc4, 1, 0xff, 0x81, 0xa1, 0x80, 0xa1, b'x']), Ok(2));
+    }
+
+    #[test]
+    fn heads_of_numbers_have_their_values() {
+        let body = [&[0x7f, 0xe0, 0xcc, 0xff, 0xd1, 0x80, 0][..], &[0xcf, 0x80, 0, 0, 0, 0, 0, 0, 0], &[0xca, 0x3f, 0xc0, 0, 0]].concat();
+        let want = [Head::Int(127), Head::Int(-32), Head::Int(255), Head::Int(-32768), Head::Unsigned(1 << 63), Head::Float(1.5)];
+        let mut r = Reader::new(&body);
+        let heads: Vec<_> = std::iter::from_fn(|| (!r.is_empty()).then(|| r.head().unwrap())).collect();
+        assert_eq!(heads, want);
     }
 }

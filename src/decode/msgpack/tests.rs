@@ -6,6 +6,7 @@ mod rules;
 use super::*;
 use crate::batch::Values;
 use crate::limits;
+use crate::types::LargeUnsigned;
 use rmp::encode as enc;
 
 /// A value to encode. Integers take their smallest format unless given raw.
@@ -88,13 +89,15 @@ pub(super) fn options() -> DecodeOptions {
         time_unit: None,
         nested: Nested::Json,
         hive_names: false,
+        large_unsigned: LargeUnsigned::Refuse,
         bounds: Bounds { max_columns: 1024, max_tables: 100, max_partitions: 1000, max_bytes: limits::MAX_PAYLOAD },
+        max_text: 64 << 20,
     }
 }
 
 /// Decodes with the generic decoder, and holds the fast one against it.
 pub(super) fn run(body: &[u8], o: &DecodeOptions) -> Result<Decoded, RequestError> {
-    let generic = generic::decode(body, o);
+    let generic = generic::decode(body, o, &|_, _| None);
     if let Ok(fast) = fast::decode(body, o) {
         let generic = generic.as_ref().expect("the fast decoder accepted this");
         assert_eq!(logical(&fast), logical(generic));

@@ -3,6 +3,7 @@
 
 mod build;
 mod damage;
+mod decode;
 mod http;
 mod readers;
 mod store;
@@ -21,7 +22,7 @@ pub(super) struct Case {
     pub(super) tests: &'static [(&'static str, &'static str)],
 }
 
-const AREAS: &[&[Case]] = &[build::CASES, damage::CASES, http::CASES, readers::CASES, store::CASES];
+const AREAS: &[&[Case]] = &[build::CASES, damage::CASES, decode::CASES, http::CASES, readers::CASES, store::CASES];
 
 #[test]
 fn every_case_names_tests_that_exist() {

@@ -117,6 +117,8 @@ impl Machine {
             paused: false,
             max_columns: 100,
             max_tables: 100,
+            max_total_columns: 10_000,
+            max_name_bytes: 1 << 20,
             idempotency_window: Duration::from_secs(30 * 24 * 3600),
             idempotency_max_keys: 1_000_000,
             lake: "the simulated store".into(),
@@ -395,6 +397,8 @@ impl World {
         other.idempotency_max_keys = 0;
         other.max_columns = 1;
         other.max_tables = 1;
+        other.max_total_columns = 1;
+        other.max_name_bytes = 1;
         other.for_drain(&LeftBehind::read(&*self.disk.vfs(), Path::new(WAL))).unwrap()
     }
 
@@ -464,6 +468,8 @@ impl World {
                 max_inflated_size: 1 << 20,
                 max_record_size: 256 << 10,
                 bounds: Bounds { max_columns: 100, max_tables: 10, max_partitions: 1000, max_bytes: 256 << 10 },
+                large_unsigned: Default::default(),
+                max_in_flight: 64 << 20,
                 nested: Nested::Json,
                 hive_names: true,
             },

@@ -94,11 +94,12 @@ fn lines_and_their_rows() {
 fn what_is_not_a_line() {
     for body in ["", "\n", "\r\n", "  \n\t\n", "# v=1", "#\n  # x\n#\r\n", "\n\n\n", "\r"] {
         let lines = read(body);
-        assert_eq!((lines.tables.len(), lines.report), (0, Report::default()), "{body:?}");
+        let comments = body.matches('#').count() as u64;
+        assert_eq!((lines.tables.len(), lines.report), (0, Report { comments, ..Report::default() }), "{body:?}");
     }
     let lines = read("#c\nm v=1 1000\n \n#c v=\"\nm v=2 2000\r\n\r\n  # x\nm v=3 3000");
     assert_eq!(rows(&lines), ["m v=1.0 1", "m v=2.0 2", "m v=3.0 3"]);
-    assert_eq!(lines.report.lines, 3);
+    assert_eq!((lines.report.lines, lines.report.comments), (3, 3));
 }
 
 #[test]
@@ -169,7 +170,13 @@ struct Typed(Option<ColumnType>);
 
 impl Known for Typed {
     fn room(&self, table: &str) -> Room {
-        Room { known: table == "old", columns: if table == "old" { 1 } else { 2 }, tables: 1 }
+        Room {
+            known: table == "old",
+            columns: if table == "old" { 1 } else { 2 },
+            tables: 1,
+            total_columns: usize::MAX,
+            name_bytes: usize::MAX,
+        }
     }
 
     fn look(&self, table: &str, column: &str) -> Look {
@@ -236,4 +243,52 @@ fn shapes_that_alternate() {
     let lines = read(&body);
     assert_eq!(lines.report, Report { lines: 400, ..Report::default() });
     assert_eq!(lines.tables.iter().map(TableBatch::rows).sum::<usize>(), 400);
+}
+
+#[test]
+fn byte_order_marks_before_lines_are_skipped() {
+    let lines = read("\u{feff}cpu v=1 1000\n\u{feff}# comment\n \u{feff}\u{feff} cpu v=2 2000\n\u{feff}\ncpu v=3 3000\n\u{feff}");
+    assert_eq!(rows(&lines), ["cpu v=1.0 1", "cpu v=2.0 2", "cpu v=3.0 3"]);
+    assert_eq!((lines.report.lines, lines.report.bad, lines.report.comments), (3, 0, 1));
+    // Line numbers count what is skipped.
+    assert_eq!(messages(&read("\u{feff}cpu v=1\n\u{feff}cpu v=x"))[0].0, 2);
+    // In a string it is text.
+    assert_eq!(rows(&read("m s=\"\u{feff}a\n\u{feff}b\" 1000")), ["m s=\"\\u{feff}a\\n\\u{feff}b\" 1"]);
+}
+
+#[test]
+fn a_backslash_before_a_hash_makes_a_name_of_it() {
+    let lines = read(
+        "\\#/0.1L,id=pm25 v=12 1000\n#/0.1L,id=pm25 v=13 2000\n  \\#/0.1L,id=pm25 v=14 3000\n\\#x\\ y v=1 4000\nm\\#n v=1 5000\n\\\\#m v=1 6000",
+    );
+    let want = ["#/0.1L #id=\"pm25\" v=12.0 1", "#/0.1L #id=\"pm25\" v=14.0 3", "#x y v=1.0 4", "m\\#n v=1.0 5", "\\\\#m v=1.0 6"];
+    assert_eq!(rows(&lines), want);
+    assert_eq!((lines.report.lines, lines.report.comments), (5, 1));
+    assert_eq!(messages(&read("\\#"))[0].1, "missing fields: expected a space and at least one field, found the end of the line");
+}
+
+#[test]
+fn unsigned_integers_above_int64_need_a_float_column_or_are_saturated() {
+    let exact = "9223372036854775808u";
+    let body =
+        format!("m v=1.5 1000\nm v={exact} 2000\nm v=18446744073709551615u 3000\nm w={exact},x=1 4000\nm v=1i 5000\nm w={exact},w=1i 6000");
+    let lines = read(&body);
+    assert_eq!(rows(&lines), ["m v=1.5 1", "m v=9.223372036854776e18 2", "m v=1.0 5", "m w=1i 6"]);
+    let told = messages(&lines);
+    assert_eq!(told.iter().map(|(l, _)| *l).collect::<Vec<_>>(), [3, 4]);
+    assert!(told[0].1.contains("float64, which cannot represent 18446744073709551615"), "{told:?}");
+    assert!(told[1].1.contains("field 'w' is 9223372036854775808u") && told[1].1.contains("ingest.large_unsigned"), "{told:?}");
+    assert_eq!(lines.report.conflicts, 1);
+    let saturate = LineOptions { large_unsigned: LargeUnsigned::Saturate, ..options(Precision::Nanos) };
+    let lines = read_with(body.as_bytes(), &saturate, &Empty);
+    let want = [
+        "m v=1.5 1",
+        "m v=9.223372036854776e18 2",
+        "m v=9.223372036854776e18 3",
+        "m w=9223372036854775807i x=1.0 4",
+        "m v=1.0 5",
+        "m w=1i 6",
+    ];
+    assert_eq!(rows(&lines), want);
+    assert_eq!((lines.report.bad, lines.report.saturated), (0, 2));
 }

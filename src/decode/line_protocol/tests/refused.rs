@@ -102,12 +102,95 @@ const BAD: &[(&str, &str)] = &[
     ("m,a=x a_value=1,a=2", "'a' is given twice"),
     ("m,a=x,a_value=y a=2", "'a' is given twice"),
     ("m date=1,date_value=2", "is given twice"),
+    ("m,host=a,path=C:\\ free=1i 1", "a name or a tag value cannot end in a backslash"),
+    ("m,path=C:\\,host=a free=1i 1", "goes on behind the comma"),
+    ("m,path=C:\\ free", "goes on behind the space"),
+    ("C:\\ free=1i", "goes on behind the space"),
+    ("m,a\\=b v=1", "goes on behind the '='"),
+    ("m v\\=1", "goes on behind the '='"),
+    ("m v=\"C:\\\" 1", "a backslash at its end is written twice"),
+    ("\u{200b}cpu v=1", "invisible character U+200B"),
+    ("cpu\u{feff} v=1", "invisible character U+FEFF"),
+    ("m,t\u{2060}=x v=1", "invisible character U+2060"),
+    ("m \u{ad}v=1", "invisible character U+00AD"),
+    ("m \u{202e}v=1", "invisible character U+202E"),
+    ("m\\  v=1", "white space at the beginning or the end"),
+    ("m,\\ t=x v=1", "white space at the beginning or the end"),
+    ("m v\u{a0}=1", "white space at the beginning or the end"),
     ("m\u{7} v=1", "control characters"),
     ("m a\u{7}=1", "control characters"),
     ("m,a\tb=1 v=1", "control characters"),
     (". v=1", "'.' and '..'"),
     (".. v=1", "'.' and '..'"),
 ];
+
+/// What the value of a tag is told by names the escape, and offers none for the '='.
+#[test]
+fn a_backslash_before_a_space_is_said_to_escape_it() {
+    let lines = read("mem,host=a,path=C:\\ free=1i 1");
+    let (_, message) = messages(&lines)[0];
+    assert!(message.contains("'path'") && message.contains("'C:\\ free' goes on behind the space, which the backslash"), "{message}");
+    assert!(!message.contains("write '\\='"), "{message}");
+}
+
+#[test]
+fn names_in_messages_stand_as_they_are() {
+    let lines = read("°C v=1,v=x");
+    assert!(messages(&lines)[0].1.contains("'v='"), "{:?}", messages(&lines));
+    let lines = read("m °C=1i\nm °C=t\n温度 v=1,V=2\nm a\u{feff}\u{7}=1");
+    let told = messages(&lines);
+    assert!(told[0].1.contains("\"°C\"") && told[1].1.contains("'温度'"), "{told:?}");
+    assert!(told[2].1.contains("'a\\u{feff}\\u{7}'"), "{told:?}");
+}
+
+/// The first line that is refused says what the body looks like.
+#[test]
+fn other_formats_are_named_once() {
+    let utf16: Vec<u8> = "cpu v=1 1\ncpu v=2 2\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (body, what) in [
+        (utf16.clone(), "looks like UTF-16"),
+        ([&[0xff, 0xfe][..], &utf16].concat(), "looks like UTF-16"),
+        (b"\x82\xa1m\xa3cpu\xa7columns\x81\xa1v\x91\x01".to_vec(), "which /api/v1/write/msgpack takes"),
+        (b"{\"m\": \"cpu\"}\n{\"m\": \"cpu\"}".to_vec(), "looks like JSON"),
+        (b"<html>\n<body>".to_vec(), "looks like XML"),
+    ] {
+        let lines = read(&body);
+        assert!(lines.tables.is_empty());
+        let told = messages(&lines);
+        assert!(told[0].1.contains(what), "{told:?}");
+        assert!(told.iter().skip(1).all(|(_, m)| !m.contains("looks like")), "{told:?}");
+    }
+    assert!(!messages(&read("cpu v=x"))[0].1.contains("looks like"));
+}
+
+struct Full(usize, usize);
+
+impl Known for Full {
+    fn room(&self, table: &str) -> Room {
+        Room { known: table == "old", columns: 10, tables: 10, total_columns: self.0, name_bytes: self.1 }
+    }
+
+    fn look(&self, table: &str, column: &str) -> Look {
+        if (table, column) == ("old", "v") { Look::Typed(ColumnType::Float64) } else { Look::New { reserved: false } }
+    }
+}
+
+#[test]
+fn columns_and_name_bytes_of_all_tables_are_bounded_line_by_line() {
+    let body = b"old v=1 1000\nold a=1 2000\nnew b=1 3000\nnew c=1 4000\nnew b=2 5000\nold d=1 6000";
+    let lines = read_with(body, &options(Precision::Nanos), &Full(2, 1000));
+    assert_eq!(rows(&lines), ["old v=1.0 1", "old a=1.0 2", "new b=1.0 3", "new b=2.0 5"]);
+    let told = messages(&lines);
+    assert_eq!(told.iter().map(|(l, _)| *l).collect::<Vec<_>>(), [4, 6]);
+    assert!(told.iter().all(|(_, m)| m.contains("ingest.max_total_columns")), "{told:?}");
+    // "a", "new" and "b" have five bytes.
+    let lines = read_with(body, &options(Precision::Nanos), &Full(100, 5));
+    let told = messages(&lines);
+    assert_eq!(told.iter().map(|(l, _)| *l).collect::<Vec<_>>(), [4, 6]);
+    assert!(told.iter().all(|(_, m)| m.contains("ingest.max_name_bytes")), "{told:?}");
+    let lines = read_with(body, &options(Precision::Nanos), &Full(0, 0));
+    assert_eq!(lines.tables.iter().map(TableBatch::rows).sum::<usize>(), 1);
+}
 
 /// Rows, values and types around a bad line are as without it, whatever line it is.
 #[test]

@@ -128,7 +128,8 @@ fn request() -> BoxedStrategy<Vec<u8>> {
         let time = prop_oneof![3 => time(n).prop_map(Some), 1 => Just(None)];
         (vec(one, 0..6), time, any::<usize>())
     });
-    let key = prop_oneof![Just("m"), Just("x"), Just("batch"), Just("fields"), Just("columns"), Just("t"), Just("y")];
+    let keys = ["m", "x", "batch", "fields", "columns", "t", "y", "tags", "h", "time", "f", "Tags", "tag", "M"];
+    let key = proptest::sample::select(keys.to_vec());
     let extra = proptest::option::weighted(0.3, (key, odd(), any::<usize>()));
     let table = prop_oneof![6 => "[a-z]{1,5}".prop_map(V::Str), 1 => odd(), 1 => any_int().prop_map(V::Int)];
     (columns, table, any::<bool>(), extra)

@@ -100,9 +100,6 @@ fn batches_and_arrays() {
     let d = ok(a![r("x", 1), r("y", 2), r("x", 3), m! {"batch" => a![r("y", 4)]}, m! {"m" => "y", "columns" => m!{"v" => a![5, 6]}}]);
     let rows: Vec<_> = logical(&d).1.into_iter().map(|(t, _, c)| (t, c[0].3.clone())).collect();
     assert_eq!(rows, [("x".into(), vec!["1".into(), "3".into()]), ("y".to_string(), ["2", "4", "5", "6"].map(String::from).into())]);
-    // `batch` wins over `columns`, which is then not even read.
-    let d = ok(m! {"columns" => 5, "batch" => a![r("x", 1)], "m" => "t"});
-    assert_eq!(d.tables[0].table, "x");
     refused(m! {"batch" => 5}, &["'batch' must be an array"]);
     refused(a![r("x", 1), 5], &["item 1", "expected a map"]);
     refused(a![r("x", 1), a![r("x", 1)]], &["item 1", "expected a map", "array"]);
@@ -304,21 +301,227 @@ fn invalid_utf8_is_replaced_and_counted() {
     assert_eq!(d.invalid_utf8, 2);
     assert_eq!(cells(&d, "s"), ["\"a\u{fffd}\"", "\"ok\"", "\"a\u{fffd}\""]);
     assert_eq!(cells(&d, "b")[0], "b[255]");
-    let d = ok(m! {"m" => bad(), "h" => bad(), "tags" => m!{"g" => bad()}, "fields" => m!{"f" => bad()}});
-    assert_eq!((d.invalid_utf8, d.tables[0].table.as_str()), (4, "a\u{fffd}"));
+    let d = ok(m! {"m" => "t", "h" => bad(), "tags" => m!{"g" => bad()}, "fields" => m!{"f" => bad(), "l" => a![bad()]}});
+    assert_eq!(d.invalid_utf8, 4);
+    assert_eq!(cells(&d, "l"), ["\"[\\\"a\u{fffd}\\\"]\""]);
     // Halves of one character in neighbouring strings.
     let halves = columns(m! {"s" => a![V::Raw(vec![0xa1, 0xc3]), V::Raw(vec![0xa1, 0xa9])]});
     assert_eq!(ok(halves).invalid_utf8, 2);
 }
 
-/// Replaced, two names would become one column.
+/// Replaced, two names would become one.
 #[test]
-fn column_names_that_are_not_utf8_are_refused() {
+fn names_that_are_not_utf8_are_refused() {
     let bad = || V::Raw(vec![0xa2, b'a', 0xff]);
-    refused(columns(m! {bad() => a![1]}), &["'columns'", "not valid UTF-8"]);
+    refused(m! {"m" => bad(), "columns" => m!{"a" => a![1]}}, &["'m'", "'a\\xff'", "not valid UTF-8"]);
+    refused(m! {"m" => bad(), "fields" => m!{"a" => 1}}, &["'a\\xff'", "not valid UTF-8"]);
+    refused(a![m! {"m" => bad(), "fields" => m!{"a" => 1}}], &["item 0", "not valid UTF-8"]);
+    refused(columns(m! {bad() => a![1]}), &["'columns'", "'a\\xff'", "not valid UTF-8"]);
+    refused(m! {"m" => "t", "columns" => m!{"a" => a![1]}, "tags" => m!{bad() => "x"}}, &["'tags'", "not valid UTF-8"]);
     refused(m! {"m" => "t", "tags" => m!{bad() => "x"}, "fields" => m!{"f" => 1}}, &["'tags'", "not valid UTF-8"]);
     refused(m! {"m" => "t", "fields" => m!{bad() => 1}}, &["'fields'", "not valid UTF-8"]);
-    ok(columns(m! {"a\u{fffd}" => a![1]}));
+    refused(columns(m! {"a" => a![m!{bad() => 1}]}), &["'a'", "row 0", "nested map", "not valid UTF-8"]);
+    // A name that has U+FFFD already is another thing.
+    ok(columns(m! {"a\u{fffd}" => a![1], "s" => a![bad()]}));
+}
+
+#[test]
+fn names_that_nobody_can_see_are_refused_by_their_character() {
+    for (name, what) in
+        [("\u{feff}cpu", "U+FEFF"), ("c\u{200b}pu", "U+200B"), ("cpu ", "white space"), (" cpu", "white space"), ("a\t", "control")]
+    {
+        refused(m! {"m" => name, "columns" => m!{"a" => a![1]}}, &["invalid table name", what]);
+        refused(m! {"m" => name, "fields" => m!{"a" => 1}}, &["invalid table name", what]);
+        refused(columns(m! {name => a![1]}), &["'t'", "invalid column name", what]);
+        refused(m! {"m" => "t", "tags" => m!{name => "x"}, "fields" => m!{"a" => 1}}, &["'t'", "invalid column name", what]);
+    }
+    assert_eq!(names(&ok(columns(m! {"°C" => a![1], "温度" => a![2], "می\u{200c}خ" => a![3]}))).len(), 3);
+    refused(columns(m! {"°C" => a![1], "温度" => a![1, 2]}), &["'°C' has 1", "'温度' has 2"]);
+}
+
+#[test]
+fn tags_of_the_columnar_form_are_columns_of_one_value() {
+    let d = ok(m! {"m" => "t", "columns" => m!{"v" => a![1, 2, 3]}, "tags" => m!{"host" => "a", "n" => 7, "none" => (), "v" => "x"}});
+    assert_eq!(names(&d), ["v_value", "host", "n", "none", "v"]);
+    assert_eq!(cells(&d, "host"), ["\"a\""; 3]);
+    assert_eq!(cells(&d, "n"), ["\"7\""; 3]);
+    assert_eq!(cells(&d, "v"), ["\"x\""; 3]);
+    assert!(d.tables[0].columns.iter().all(|c| c.tag != c.name.ends_with("_value")));
+    // Each item has its own.
+    let item = |host: &str, n: i64| m! {"m" => "t", "columns" => m!{"v" => V::Array(vec![V::from(n); 2])}, "tags" => m!{"host" => host}};
+    let d = ok(m! {"batch" => a![item("a", 1), item("b", 2), m! {"m" => "t", "columns" => m!{"v" => a![3]}}]});
+    assert_eq!(cells(&d, "host"), ["\"a\"", "\"a\"", "\"b\"", "\"b\"", "null"]);
+    assert_eq!(names(&ok(m! {"m" => "t", "columns" => m!{"v" => a![1]}, "tags" => ()})), ["v"]);
+    refused(
+        m! {"m" => "t", "columns" => m!{"v" => a![1, 2]}, "tags" => m!{"host" => a!["a", "b"]}},
+        &["'t'", "'host' is an array", "columns"],
+    );
+    refused(m! {"m" => "t", "columns" => m!{"v" => a![1]}, "tags" => 5}, &["'t'", "'tags' must be a map"]);
+    refused(m! {"m" => "t", "columns" => m!{"v" => a![1]}, "tags" => m!{"time" => "x"}}, &["'t'", "'time'"]);
+    refused(m! {"m" => "t", "columns" => m!{"v" => a![1]}, "tags" => m!{"g" => V::Ext(3, vec![0])}}, &["'t'", "'g'", "extension type 3"]);
+}
+
+#[test]
+fn known_keys_in_the_wrong_place_are_refused_by_name() {
+    let c = || m! {"v" => a![1]};
+    for key in ["t", "time", "h"] {
+        refused(m! {"m" => "t", "columns" => c(), key => 1}, &["'t'", &format!("'{key}' beside 'columns'")]);
+        ok(m! {"m" => "t", "columns" => c(), key => ()});
+    }
+    refused(m! {"m" => "t", "columns" => c(), "h" => "a", "t" => 1}, &["'t', 'h' beside 'columns'"]);
+    let items = || a![m! {"m" => "t", "columns" => c()}];
+    for key in ["m", "columns", "t", "time", "h", "tags", "fields", "f"] {
+        refused(m! {"batch" => items(), key => 1}, &[&format!("'{key}' beside 'batch'")]);
+        ok(m! {"batch" => items(), key => ()});
+    }
+    refused(m! {"batch" => items(), "tags" => m!{"a" => "b"}, "columns" => c()}, &["'columns', 'tags' beside 'batch'"]);
+    for (key, meant) in [
+        ("Tags", "tags"),
+        ("TAGS", "tags"),
+        ("tag", "tags"),
+        ("Tag", "tags"),
+        ("Columns", "columns"),
+        ("column", "columns"),
+        ("M", "m"),
+        ("T", "t"),
+        ("H", "h"),
+        ("Time", "time"),
+        ("Fields", "fields"),
+        ("field", "fields"),
+        ("F", "f"),
+        ("Batch", "batch"),
+    ] {
+        let message = format!("unknown key '{key}': expected '{meant}'");
+        refused(m! {"m" => "t", "columns" => c(), key => 1}, &[&message]);
+        refused(a![m! {"m" => "t", "fields" => m!{"a" => 1}, key => 1}], &["item 0", &message]);
+        refused(m! {"batch" => items(), key => 1}, &[&message]);
+    }
+    // What is no key of ours is skipped as before.
+    for key in ["measurement", "host", "timestamp", "tagz", "batches", "s", "database"] {
+        ok(m! {"m" => "t", "columns" => c(), key => 1});
+    }
+}
+
+#[test]
+fn integers_above_int64_go_into_float_columns_that_hold_them_exactly() {
+    let float = |d: &Decoded| d.tables[0].columns[0].values.clone();
+    let exact = 18_446_744_073_709_549_568u64;
+    for items in [a![exact, 0.5], a![0.5, exact]] {
+        assert!(matches!(float(&ok(columns(m! {"u" => items}))), Values::Float64(v) if v.contains(&(exact as f64))));
+    }
+    refused(columns(m! {"u" => a![0.5, u64::MAX]}), &["'u'", "row 1", "18446744073709551615", "float64"]);
+    // What the table has decides where the request does not.
+    let known = |table: &str, column: &str| (table == "t" && column == "u").then_some(crate::types::ColumnType::Float64);
+    let body = columns(m! {"u" => a![1, exact, 1u64 << 63]}).bytes();
+    let d = decode_into(&body, &options(), &known).unwrap();
+    assert_eq!(float(&d), Values::Float64(vec![1.0, exact as f64, 9_223_372_036_854_775_808.0]));
+    let e = decode_into(&columns(m! {"u" => a![1, u64::MAX]}).bytes(), &options(), &known).unwrap_err();
+    assert!(e.message().contains("'u'") && e.message().contains("18446744073709551615 of row 1"), "{e}");
+    refused(columns(m! {"u" => a![1, exact]}), &["'u'", "row 1", "ingest.large_unsigned"]);
+    refused(columns(m! {"u" => a![true, exact]}), &["'u'", "row 1", "bool"]);
+}
+
+#[test]
+fn integers_above_int64_are_saturated_and_counted_when_asked() {
+    let o = with(|o| o.large_unsigned = LargeUnsigned::Saturate);
+    let d = run(&columns(m! {"u" => a![1, u64::MAX, (), 1u64 << 63], "v" => a![1, 2, 3, 4]}).bytes(), &o).unwrap();
+    assert_eq!((cells(&d, "u"), d.saturated), (vec!["1".into(), i64::MAX.to_string(), "null".into(), i64::MAX.to_string()], 2));
+    let d = run(&a![row(m! {"u" => u64::MAX}), row(m! {"u" => 5})].bytes(), &o).unwrap();
+    assert_eq!((cells(&d, "u"), d.saturated), (vec![i64::MAX.to_string(), "5".into()], 1));
+    // Times have no such largest number.
+    refused_with(&o, columns(m! {"time" => a![u64::MAX], "u" => a![1]}), &["time of row 0"]);
+    assert_eq!(
+        cells(&run(&m! {"m" => "t", "tags" => m!{"g" => u64::MAX}, "f" => a![1]}.bytes(), &o).unwrap(), "g"),
+        ["\"18446744073709551615\""]
+    );
+}
+
+#[test]
+fn extensions_are_named_by_their_number() {
+    let ext = || V::Ext(13, vec![0; 4]);
+    refused(columns(m! {"time" => a![ext()], "a" => a![1]}), &["time of row 0", "extension type 13", "type -1"]);
+    refused(m! {"m" => "t", "t" => ext(), "fields" => m!{"a" => 1}}, &["'t'", "extension type 13", "type -1"]);
+    refused(columns(m! {"a" => a![ext()]}), &["'a'", "row 0", "extension type 13"]);
+    refused(columns(m! {"a" => ext()}), &["'a'", "extension type 13"]);
+    refused(m! {"m" => ext(), "f" => a![1]}, &["'m'", "extension type 13"]);
+    refused(ext(), &["top level", "extension type 13"]);
+    refused(columns(m! {ext() => a![1]}), &["extension type 13"]);
+    refused(columns(m! {"a" => a![m!{ext() => 1}]}), &["extension type 13"]);
+}
+
+#[test]
+fn other_formats_are_named_with_a_route_that_takes_them() {
+    let found = |body: &[u8]| {
+        let e = run(body, &options()).unwrap_err();
+        assert_eq!(e.status(), 400);
+        e.message().to_owned()
+    };
+    let json = br#"{"m":"cpu","columns":{"time":[1],"v":[1]}}"#;
+    for body in [&json[..], b"[{\"m\":\"cpu\"}]", b"\xef\xbb\xbf{\"m\":1}"] {
+        let m = found(body);
+        assert!(m.contains("looks like JSON") && m.contains("/api/v1/write/line-protocol takes line protocol"), "{m}");
+    }
+    let m = found(b"cpu,host=a v=1 1767225600\n");
+    assert!(m.contains("looks like line protocol") && m.contains("send it to /api/v1/write/line-protocol"), "{m}");
+    for (body, what) in [
+        (&b"PAR1\x15"[..], "Parquet"),
+        (b"\x78\x9c\x4b\x04\x00", "zlib"),
+        (b"c\0p\0u\0 \0v\0", "UTF-16"),
+        (b"\x0a\x10\x0a\x08", "protobuf"),
+    ] {
+        let m = found(body);
+        assert!(m.contains(what), "{what}: {m}");
+    }
+    assert!(!found(b"\x82\xa1m").contains("looks like"), "cut short, but MessagePack");
+}
+
+/// Text takes several times the bytes of what it is made from: it is counted while it is written.
+#[test]
+fn text_made_of_values_is_bounded_by_the_record() {
+    let o = with(|o| {
+        o.max_text = 64 << 10;
+        o.bounds.max_bytes = 64 << 10;
+    });
+    let ones = V::Raw([&[0xdd, 0, 1, 0, 0][..], &[1; 1 << 16]].concat());
+    let pairs: Vec<u8> = (0..4000u16).flat_map(|i| [&[0xcd][..], &i.to_be_bytes(), &[0xc0]].concat()).collect();
+    let keys = V::Raw([&[0xde, 0x0f, 0xa0][..], &pairs].concat());
+    let control = V::Str("\x01".repeat(20 << 10));
+    let bytes = V::Bin(vec![1; 60 << 10]);
+    let invalid = V::Raw([&[0xdb, 0, 0, 0x80, 0][..], &[0xff; 1 << 15]].concat());
+    let many = V::Array((0..500).map(|_| V::Bool(false)).collect());
+    for (name, body) in [
+        ("numbers", columns(m! {"a" => a![ones.clone()]})),
+        ("keys of a map", columns(m! {"a" => a![keys]})),
+        ("control characters", columns(m! {"a" => a![a![control]]})),
+        ("base64", columns(m! {"a" => a![a![bytes.clone()]]})),
+        ("base64 of a tag", m! {"m" => "t", "tags" => m!{"a" => bytes.clone()}, "f" => a![1]}),
+        ("base64 of a constant tag", m! {"m" => "t", "columns" => m!{"v" => a![1]}, "tags" => m!{"a" => bytes}}),
+        ("numbers of a field", row(m! {"a" => ones.clone()})),
+        ("numbers of a tag", m! {"m" => "t", "tags" => m!{"a" => ones}, "f" => a![1]}),
+        ("replaced text", columns(m! {"a" => a![invalid.clone()]})),
+        ("replaced host", m! {"m" => "t", "h" => invalid, "f" => a![1]}),
+        ("many small values", columns(m! {"a" => V::Array(vec![many; 30])})),
+    ] {
+        let e = run(&body.bytes(), &o).expect_err(name);
+        assert!(e.status() == 413 && e.message().contains("ingest.max_record_size"), "{name}: {e}");
+        assert!(run(&body.bytes(), &options()).is_ok(), "{name}");
+    }
+}
+
+/// A tag of the columnar form is one text for all rows; a table of many such items must not make a copy for each.
+#[test]
+fn a_long_tag_of_many_rows_is_never_copied_for_each_of_them() {
+    let first = m! {"m" => "t", "columns" => m!{"v" => V::Array(vec![V::from(1); 10_000])}, "tags" => m!{"g" => "x".repeat(100_000)}};
+    let rest = (0..70_000).map(|i| m! {"m" => "t", "columns" => m!{"v" => a![1]}, "tags" => m!{"g" => format!("{i}")}});
+    let e = run(&V::Array(std::iter::once(first).chain(rest).collect()).bytes(), &options()).unwrap_err();
+    assert!(e.status() == 413 && e.message().contains("'g'"), "{e}");
+}
+
+#[test]
+fn many_unknown_keys_are_refused() {
+    let mut pairs = vec![(V::from("m"), V::from("t")), (V::from("f"), a![1])];
+    pairs.extend((0..70_000).map(|i| (V::from(format!("unknown{i}")), V::Nil)));
+    refused(V::Map(pairs), &["unknown keys"]);
 }
 
 #[test]
