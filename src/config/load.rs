@@ -461,12 +461,13 @@ mod tests {
             ("compaction.max_outputs", "4096"),
             ("compaction.max_rows", "1073741824"),
             ("compaction.workers", "0"),
+            ("compaction.memory", "512MB"),
             ("storage.create_only", "probe"),
         ] {
             let i = find(path).unwrap_or_else(|| panic!("{path} is missing"));
             assert_eq!((KEYS[i].show)(&c), value, "{path}");
         }
-        assert_eq!(KEYS.len(), 78);
+        assert_eq!(KEYS.len(), 80);
     }
 
     #[test]
