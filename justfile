@@ -57,6 +57,10 @@ ops:
     promtool test rules ops/prometheus/alerts_test.yml
     tests/system/run unit notify dockerfile
 
+# Which clients hear the answers that come before their body is through, as a table (needs openssl; node, javac, wget and PyPI for all).
+client-matrix:
+    tests/system/run client_matrix
+
 # schemathesis over docs/openapi.yaml (needs `pip install schemathesis msgpack`).
 openapi:
     tests/system/run openapi_fuzz

@@ -138,7 +138,8 @@ fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         .with_no_client_auth()
         .with_single_cert(chain, private)
         .map_err(no_pair)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Clients that speak HTTP/1.0 on purpose say so.
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     Ok(Arc::new(config))
 }
 
