@@ -2,6 +2,9 @@
 //!
 //! Age counts the log's *running time*: milliseconds that a server has had the log open. It is kept with each key, so that
 //! neither a wall clock that jumps nor a long stop shortens or lengthens the window.
+//!
+//! A partial write that comes again with the same bytes is recognised by a key that the server makes ([`own_key`]). These keys have a
+//! budget of their own, so that they never make a client's key be forgotten early.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,6 +47,26 @@ pub fn body_hash(route: &str, unit: &str, body: &[u8]) -> [u8; 32] {
     h.finalize().into()
 }
 
+/// The key that the server makes for a partial write: an id and a body hash, over the route, the precision, the database and the inflated
+/// body. The id is the beginning of the hash, by which [`is_own`] knows it; a client's key has another hash as its id.
+pub fn own_key(route: &str, unit: &str, database: &str, body: &[u8]) -> ([u8; 16], [u8; 32]) {
+    let mut h = Sha256::new();
+    for part in ["partial write", route, unit, database] {
+        h.update(part.as_bytes());
+        h.update([0]);
+    }
+    h.update(body);
+    let hash: [u8; 32] = h.finalize().into();
+    let mut id = [0; 16];
+    id.iter_mut().zip(hash).for_each(|(i, h)| *i = h);
+    (id, hash)
+}
+
+/// Whether a server made the key.
+fn is_own(id: &[u8; 16], body: &[u8; 32]) -> bool {
+    body.starts_with(id)
+}
+
 /// How the first request with a key ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ended {
@@ -59,20 +82,30 @@ struct InFlight {
     ended: watch::Sender<Option<Ended>>,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    live: HashMap<[u8; 16], (Sequence, KeyEntry)>,
+/// Keys that share a budget.
+#[derive(Debug)]
+struct Live {
+    keys: HashMap<[u8; 16], (Sequence, KeyEntry)>,
     /// In order of sequences, which is the order of age.
     order: VecDeque<(Sequence, [u8; 16])>,
-    in_flight: HashMap<[u8; 16], InFlight>,
+    max: usize,
     early_evictions: u64,
 }
+
+#[derive(Debug)]
+struct Inner {
+    clients: Live,
+    own: Live,
+    in_flight: HashMap<[u8; 16], InFlight>,
+}
+
+/// Most keys that the server makes itself.
+pub const MAX_OWN_KEYS: usize = 100_000;
 
 #[derive(Debug)]
 pub struct Keys {
     inner: Mutex<Inner>,
     window: Duration,
-    max: usize,
     clock: SharedClock,
     /// Running time of the log when this process opened it, less the clock's reading then.
     base_ms: Mutex<(u64, Duration)>,
@@ -82,25 +115,28 @@ pub struct Keys {
 #[derive(Debug)]
 pub struct Newest {
     max: usize,
-    entries: VecDeque<(Sequence, KeyEntry)>,
+    clients: VecDeque<(Sequence, KeyEntry)>,
+    own: VecDeque<(Sequence, KeyEntry)>,
 }
 
 impl Newest {
     pub fn new(max: usize) -> Self {
-        Self { max, entries: VecDeque::new() }
+        Self { max, clients: VecDeque::new(), own: VecDeque::new() }
     }
 
     /// In order of sequences.
     pub fn push(&mut self, sequence: Sequence, entry: KeyEntry) {
-        self.entries.push_back((sequence, entry));
-        if self.entries.len() > self.max {
-            self.entries.pop_front();
+        let own = is_own(&entry.id, &entry.body);
+        let (entries, max) = if own { (&mut self.own, MAX_OWN_KEYS) } else { (&mut self.clients, self.max) };
+        entries.push_back((sequence, entry));
+        if entries.len() > max {
+            entries.pop_front();
         }
     }
 
-    /// In order of sequences.
+    /// In order of sequences, those of clients before the server's own.
     pub fn entries(self) -> impl Iterator<Item = (Sequence, KeyEntry)> {
-        self.entries.into_iter()
+        self.clients.into_iter().chain(self.own)
     }
 }
 
@@ -150,7 +186,8 @@ impl Drop for InFlightKey {
 impl Keys {
     pub fn new(window: Duration, max: usize, clock: SharedClock) -> Arc<Self> {
         let now = clock.monotonic();
-        Arc::new(Self { inner: Mutex::default(), window, max, clock, base_ms: Mutex::new((0, now)) })
+        let inner = Inner { clients: Live::new(max), own: Live::new(MAX_OWN_KEYS), in_flight: HashMap::new() };
+        Arc::new(Self { inner: Mutex::new(inner), window, clock, base_ms: Mutex::new((0, now)) })
     }
 
     /// The log's running time in milliseconds.
@@ -167,7 +204,7 @@ impl Keys {
         }
     }
 
-    /// Takes over a key from the manifest or the log; in order of sequences.
+    /// Takes over a key from the manifest or the log; those of one budget in order of sequences.
     pub fn restore(&self, sequence: Sequence, entry: KeyEntry) {
         self.resume(entry.running_ms);
         let mut i = lock(&self.inner);
@@ -181,7 +218,7 @@ impl Keys {
             let mut ended = {
                 let mut i = lock(&self.inner);
                 self.evict(&mut i);
-                if let Some((sequence, e)) = i.live.get(&id) {
+                if let Some((sequence, e)) = i.live(&id, &body).keys.get(&id) {
                     return if e.body == body { Begin::Stored { sequence: *sequence, status: e.status } } else { Begin::OtherBody };
                 }
                 match i.in_flight.get(&id) {
@@ -217,56 +254,72 @@ impl Keys {
     fn evict(&self, i: &mut Inner) {
         let now = self.running_ms();
         let window = self.window.as_millis() as u64;
-        while let Some((sequence, id)) = i.order.front().copied() {
-            let Some((live, e)) = i.live.get(&id) else {
-                i.order.pop_front();
-                continue;
-            };
-            if *live != sequence {
-                i.order.pop_front();
-                continue;
-            }
-            let old = e.running_ms + window < now;
-            if !old && i.live.len() <= self.max {
-                return;
-            }
-            if !old {
-                i.early_evictions += 1;
-            }
-            i.live.remove(&id);
-            i.order.pop_front();
-        }
+        i.clients.evict(now, window);
+        i.own.evict(now, window);
     }
 
-    /// Live keys whose record's sequence is above `after` and at most `through`: what a checkpoint must hold.
+    /// Live keys whose record's sequence is above `after` and at most `through`, in order of sequences: what a checkpoint must hold.
     pub fn between(&self, after: Sequence, through: Sequence) -> Vec<StoredKey> {
         let i = lock(&self.inner);
-        let from = i.order.partition_point(|(s, _)| *s <= after);
-        i.order
-            .range(from..)
-            .take_while(|(s, _)| *s <= through)
-            .filter_map(|(s, id)| i.live.get(id).filter(|(live, _)| live == s).map(|(_, e)| (*s, *e)))
-            .collect()
+        let mut keys: Vec<StoredKey> = i.clients.between(after, through).chain(i.own.between(after, through)).collect();
+        keys.sort_unstable_by_key(|(s, _)| *s);
+        keys
     }
 
     pub fn len(&self) -> usize {
-        lock(&self.inner).live.len()
+        let i = lock(&self.inner);
+        i.clients.keys.len() + i.own.keys.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Keys forgotten before their window had passed, because there were too many.
+    /// Keys of clients that were forgotten before their window had passed, because there were too many.
     pub fn early_evictions(&self) -> u64 {
-        lock(&self.inner).early_evictions
+        lock(&self.inner).clients.early_evictions
     }
 }
 
 impl Inner {
+    fn live(&mut self, id: &[u8; 16], body: &[u8; 32]) -> &mut Live {
+        if is_own(id, body) { &mut self.own } else { &mut self.clients }
+    }
+
     fn insert(&mut self, sequence: Sequence, entry: KeyEntry) {
-        self.live.insert(entry.id, (sequence, entry));
-        self.order.push_back((sequence, entry.id));
+        let live = self.live(&entry.id, &entry.body);
+        live.keys.insert(entry.id, (sequence, entry));
+        live.order.push_back((sequence, entry.id));
+    }
+}
+
+impl Live {
+    fn new(max: usize) -> Self {
+        Self { keys: HashMap::new(), order: VecDeque::new(), max, early_evictions: 0 }
+    }
+
+    fn evict(&mut self, now: u64, window: u64) {
+        while let Some((sequence, id)) = self.order.front().copied() {
+            let Some((_, e)) = self.keys.get(&id).filter(|(live, _)| *live == sequence) else {
+                self.order.pop_front();
+                continue;
+            };
+            let old = e.running_ms + window < now;
+            if !old && self.keys.len() <= self.max {
+                return;
+            }
+            if !old {
+                self.early_evictions += 1;
+            }
+            self.keys.remove(&id);
+            self.order.pop_front();
+        }
+    }
+
+    fn between(&self, after: Sequence, through: Sequence) -> impl Iterator<Item = StoredKey> + '_ {
+        let from = self.order.partition_point(|(s, _)| *s <= after);
+        let range = self.order.range(from..).take_while(move |(s, _)| *s <= through);
+        range.filter_map(|(s, id)| self.keys.get(id).filter(|(live, _)| live == s).map(|(_, e)| (*s, *e)))
     }
 }
 
@@ -322,10 +375,47 @@ mod tests {
     fn while_a_log_is_read_only_the_newest_keys_are_kept() {
         let mut newest = Newest::new(3);
         for s in 1..=1000u64 {
-            newest.push(s, KeyEntry { id: [0; 16], body: [0; 32], running_ms: s, status: 204 });
-            assert!(newest.entries.len() <= 3 && newest.entries.capacity() <= 8);
+            newest.push(s, KeyEntry { id: [0; 16], body: [9; 32], running_ms: s, status: 204 });
+            assert!(newest.clients.len() <= 3 && newest.clients.capacity() <= 8);
         }
         assert_eq!(newest.entries().map(|(s, k)| (s, k.running_ms)).collect::<Vec<_>>(), [(998, 998), (999, 999), (1000, 1000)]);
+    }
+
+    /// A flood of partial writes forgets only keys of its own kind, here and while a log is read.
+    #[test]
+    fn the_servers_own_keys_have_a_budget_of_their_own() {
+        let k = keys(2);
+        let mut newest = Newest::new(2);
+        let own = |n: u64| {
+            let (id, body) = own_key("write", "ns", "d", &n.to_le_bytes());
+            KeyEntry { id, body, running_ms: 0, status: 400 }
+        };
+        let client = |id: u8| KeyEntry { id: [id; 16], body: [0; 32], running_ms: 0, status: 204 };
+        let more = MAX_OWN_KEYS as u64 + 5;
+        for (sequence, entry) in [(1, client(1)), (2, client(2))].into_iter().chain((3..3 + more).map(|s| (s, own(s)))) {
+            k.restore(sequence, entry);
+            newest.push(sequence, entry);
+        }
+        assert_eq!((k.len(), k.early_evictions()), (MAX_OWN_KEYS + 2, 0));
+        let kept: Vec<Sequence> = k.between(0, u64::MAX).iter().map(|(s, _)| *s).collect();
+        assert_eq!((&kept[..3], kept.is_sorted()), (&[1, 2, 8][..], true));
+        assert_eq!(newest.entries().map(|(s, _)| s).collect::<Vec<_>>(), kept);
+        k.restore(more + 3, client(3));
+        assert_eq!((k.early_evictions(), k.between(0, 2).len()), (1, 1), "clients' keys are counted among themselves");
+    }
+
+    #[test]
+    fn own_keys_differ_by_route_unit_database_and_body() {
+        let all = [
+            own_key("write", "ns", "d", b"x"),
+            own_key("api/v2/write", "ns", "d", b"x"),
+            own_key("write", "us", "d", b"x"),
+            own_key("write", "ns", "e", b"x"),
+            own_key("write", "ns", "d", b"y"),
+        ];
+        assert_eq!(all.iter().map(|k| k.0).collect::<std::collections::HashSet<_>>().len(), all.len());
+        assert!(all.iter().all(|(id, body)| is_own(id, body)));
+        assert!(!is_own(&key_id("d", "k"), &body_hash("write", "ns", b"x")));
     }
 
     /// Checkpoint and log may both have a key, and a key that was forgotten can be stored anew.

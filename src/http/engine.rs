@@ -13,13 +13,13 @@ use crate::batch::TableBatch;
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
 use crate::compact::control::{Control, Shipped};
-use crate::decode::line_protocol::{self, InCatalog, LineOptions, Report};
+use crate::decode::line_protocol::{self, InCatalog, LineOptions, Lines, Report};
 use crate::decode::msgpack::{DecodeOptions, Decoded, decode_into};
 use crate::decode::table::Bounds;
 use crate::decode::validate::{Admitted, admit};
 use crate::decode::{Nested, compression};
 use crate::error::{Reason, RequestError};
-use crate::idempotency::{Begin, InFlightKey, Keys, body_hash, key_id};
+use crate::idempotency::{Begin, InFlightKey, Keys, body_hash, key_id, own_key};
 use crate::metrics::Metrics;
 use crate::sync::Mutex;
 use crate::types::{ColumnType, LargeUnsigned, Sequence, TimeUnit};
@@ -166,13 +166,47 @@ impl Engine {
     /// The claim of a request with a key, or the answer that it had.
     async fn claim(&self, r: &Running, database: &str, key: Option<&str>, hash: impl FnOnce() -> [u8; 32]) -> Result<Claim, RequestError> {
         let Some(key) = key else { return Ok(Claim::None) };
+        let other_body = || {
+            RequestError::KeyReused(format!(
+                "the Idempotency-Key '{key}' was used with another body: expected the same bytes, route and time unit; use a new key for new rows"
+            ))
+        };
+        self.claim_id(r, key_id(database, key), hash(), other_body).await
+    }
+
+    /// The claim of a partial write that has no key: sent again with the same bytes, it is stored once. None if a stored line has no time
+    /// stamp of its own: such lines are new measurements each time.
+    async fn claim_partial(
+        &self,
+        r: &Running,
+        request: &LineRequest,
+        body: &[u8],
+        lines: &Lines,
+        now_us: i64,
+    ) -> Result<Claim, RequestError> {
+        // A line without a time stamp has the time of receipt, which no other line has but by an accident that costs nothing but a copy.
+        if lines.report.bad == 0 || lines.tables.iter().any(|t| t.time.contains(&now_us)) {
+            return Ok(Claim::None);
+        }
+        let make = || own_key(request.dialect.route(), &request.unit(), &request.database, body);
+        let (id, hash) = aside(body.len() > LARGE_BODY, make);
+        self.claim_id(r, id, hash, || RequestError::Internal("two bodies have one SHA-256".to_owned())).await
+    }
+
+    async fn claim_id(
+        &self,
+        r: &Running,
+        id: [u8; 16],
+        hash: [u8; 32],
+        other_body: impl FnOnce() -> RequestError,
+    ) -> Result<Claim, RequestError> {
         // Retries must not gather behind a sync that hangs: each holds a connection and its body. The rows are those of the first request,
         // which may be stored yet: that they are not must not be said.
-        let begin = tokio::time::timeout(r.shared.settings.queue_timeout, r.keys.begin(key_id(database, key), hash())).await;
+        let begin = tokio::time::timeout(r.shared.settings.queue_timeout, r.keys.begin(id, hash)).await;
         let Ok(begin) = begin else {
             return Err(RequestError::unavailable(
                 Reason::UnknownOutcome,
-                "the first request with this Idempotency-Key is still on its way, longer than wal.queue_timeout; send it again with the same key",
+                "the first request with this Idempotency-Key or body is still on its way, longer than wal.queue_timeout; send it again as it is",
             ));
         };
         match begin {
@@ -181,11 +215,9 @@ impl Engine {
                 self.metrics.ingest_replayed_keys_total.increment(1);
                 Ok(Claim::Stored { sequence, status })
             }
-            Begin::OtherBody => Err(RequestError::KeyReused(format!(
-                "the Idempotency-Key '{key}' was used with another body: expected the same bytes, route and time unit; use a new key for new rows"
-            ))),
+            Begin::OtherBody => Err(other_body()),
             Begin::Unavailable(reason) => {
-                Err(RequestError::unavailable(reason, "the first request with this Idempotency-Key was refused; send again later"))
+                Err(RequestError::unavailable(reason, "the first request with this Idempotency-Key or body was refused; send again later"))
             }
         }
     }
@@ -262,13 +294,23 @@ impl Engine {
         let (admitted, status, report, odd) = loop {
             let lines = read()?;
             let status = dialect.status(&lines.report);
-            let report = lines.report;
-            if lines.tables.is_empty() || (report.bad > 0 && !request.accept_partial) {
+            if lines.tables.is_empty() || (lines.report.bad > 0 && !request.accept_partial) {
+                let report = lines.report;
                 self.metrics.ingest_refused_lines_total.increment(report.bad);
                 self.metrics.ingest_comments_total.increment(report.comments);
                 return Ok(LineOutcome { sequence: None, replayed: false, status, report });
             }
             refuse_full(r, database, &lines.tables)?;
+            if claim.is_none() {
+                match self.claim_partial(r, &request, &body, &lines, receive_time_us).await? {
+                    Claim::None => {}
+                    Claim::First(first) => claim = Some(first),
+                    Claim::Stored { sequence, status } => {
+                        return Ok(LineOutcome { sequence: Some(sequence), replayed: true, status, report: lines.report });
+                    }
+                }
+            }
+            let report = lines.report;
             if let Some(claim) = &mut claim {
                 claim.entry.status = status;
             }
