@@ -65,6 +65,10 @@ impl Backend for Double {
         FlushOutcome::Done { files: 2, rows: 30, through_seq: 9 }
     }
 
+    fn databases(&self) -> Vec<String> {
+        vec!["d".to_owned()]
+    }
+
     fn status(&self, _: TablePage) -> Value {
         json!({"version": "x"})
     }

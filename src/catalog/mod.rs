@@ -293,6 +293,14 @@ impl Catalog {
     }
 
     /// Everything that is durable, sorted.
+    pub fn databases(&self) -> Vec<String> {
+        let inner = crate::wal::shared::lock(&self.inner);
+        let stored = inner.databases.iter().filter(|(d, ts)| ts.iter().any(|(n, t)| t.entry(d, n).is_some()));
+        let mut out: Vec<String> = stored.map(|(d, _)| d.to_string()).collect();
+        out.sort_unstable();
+        out
+    }
+
     pub fn entries(&self) -> Vec<TableEntry> {
         let inner = crate::wal::shared::lock(&self.inner);
         let mut out: Vec<TableEntry> =

@@ -11,8 +11,8 @@ use crate::config::{self, Config};
 use crate::decode::Nested;
 use crate::decode::table::Bounds;
 use crate::format::manifest::PlanWriter;
-use crate::http::Settings as HttpSettings;
 use crate::http::engine::WriteSettings;
+use crate::http::{Origins, Settings as HttpSettings};
 use crate::limits::BLOCK;
 use crate::metrics::Metrics;
 use crate::node::NodeSettings;
@@ -144,6 +144,7 @@ pub fn http_settings(config: &Config) -> HttpSettings {
         // The rest is for shipping and for the last mark.
         shutdown_timeout: config.server.shutdown_timeout / 2,
         max_connections: config.server.max_connections,
+        origins: Origins::of(&config.server.cors_origins),
         ..HttpSettings::default()
     }
 }

@@ -3,7 +3,9 @@
 //! The table makes the structs, and it drives the file, the environment, `--set`, `arc config show` and
 //! `arc config reference`, so that none of them can forget a key.
 
-use super::value::{Codec, Directory, FilePath, Flag, GB, Int, KB, Kind, MB, Maybe, MaybeFile, OneOf, Secret, Size, Span, Text, Word};
+use super::value::{
+    Codec, Directory, FilePath, Flag, GB, Int, KB, Kind, MB, Maybe, MaybeFile, OneOf, OriginList, Secret, Size, Span, Text, Word,
+};
 use crate::limits;
 use std::time::Duration;
 
@@ -266,6 +268,8 @@ schema! {
         shutdown_timeout: Span = Duration::from_secs(30);
         /// Connections open at the same time.
         max_connections: Int<usize, 1, 1_000_000> = 4096;
+        /// Origins whose pages may write from a browser, such as "https://a.example, http://localhost:3000", or "*" for any; empty for none.
+        cors_origins: OriginList = "".into();
         /// Allow a server.host that others can reach, although there is no authentication.
         insecure: Flag = false;
         /// Speak TLS (1.2 or 1.3) and nothing else on the port.

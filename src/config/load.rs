@@ -416,6 +416,7 @@ mod tests {
             ("server.idle_timeout", "120s"),
             ("server.shutdown_timeout", "30s"),
             ("server.max_connections", "4096"),
+            ("server.cors_origins", ""),
             ("server.insecure", "false"),
             ("server.tls_enabled", "false"),
             ("server.tls_cert_file", ""),

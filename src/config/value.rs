@@ -87,6 +87,29 @@ impl Codec for Directory {
     }
 }
 
+/// Origins as browsers send them: scheme, host and port, separated by commas or spaces; `*` for any.
+#[derive(Debug)]
+pub struct OriginList;
+
+impl Codec for OriginList {
+    type Value = String;
+    const KIND: Kind = Kind::Text;
+    fn expected() -> String {
+        "origins such as https://a.example or http://b.example:3000 (no path), separated by commas, or *, empty for none".into()
+    }
+    fn parse(text: &str) -> Option<String> {
+        let is_origin = |entry: &str| {
+            let host = entry.strip_prefix("https://").or_else(|| entry.strip_prefix("http://"));
+            entry == "*" || host.is_some_and(|h| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@*'\"".contains(&b)))
+        };
+        let text = text.trim();
+        text.split([',', ' ']).filter(|e| !e.is_empty()).all(is_origin).then(|| text.to_owned())
+    }
+    fn show(value: &String) -> String {
+        value.clone()
+    }
+}
+
 /// The path of a file; a relative one counts from the working directory of the process.
 #[derive(Debug)]
 pub struct FilePath;
@@ -412,6 +435,16 @@ mod tests {
         }
         assert_eq!(Span::parse("0"), None, "a zero timeout is refused");
         assert_eq!(Span::parse("99999h"), None);
+    }
+
+    #[test]
+    fn origins_are_scheme_host_and_port() {
+        for good in ["", "*", " https://a.example ", "http://localhost:3000, https://A.example", "http://[::1]:8080 https://b"] {
+            assert!(OriginList::parse(good).is_some(), "{good}");
+        }
+        for bad in ["a.example", "https://", "https://a.example/", "https://a.example/page", "https://*.example", "ftp://a", "null"] {
+            assert!(OriginList::parse(bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

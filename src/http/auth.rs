@@ -84,7 +84,11 @@ pub(super) fn identify<B: Backend>(app: &App<B>, row: &RouteRow, call: &Call) ->
     if text.is_empty() {
         return Err(Failure::Unauthorized("the credentials of Basic cannot be read: expected base64 of USER:TOKEN"));
     }
-    tokens.check(&text).map(Some).map_err(|denied| {
+    let checked = tokens.check(&text).or_else(|denied| match behind_user(&call.head, &text) {
+        Some(password) => tokens.check(password),
+        None => Err(denied),
+    });
+    checked.map(Some).map_err(|denied| {
         if let Some(suppressed) = app.refused_tokens.pass(app.started.elapsed()) {
             let peer = call.body.peer().map(|p| p.to_string());
             tracing::warn!(request_id = %call.id, route = row.label.word(), peer, suppressed, "a request was refused: {}", denied.message());
@@ -121,6 +125,26 @@ fn presented(head: &Parts) -> Option<Cow<'_, [u8]>> {
     }
     let pairs = ops::query(&head.uri).ok()?;
     pairs.into_iter().find(|(k, v)| k == "p" && !v.is_empty()).map(|(_, v)| Cow::Owned(v.into_bytes()))
+}
+
+/// The token of `Authorization: Token USER:TOKEN`, which is how clients of InfluxDB 1.8 send a name and a password to `/api/v2/write`. A token
+/// that was preset may have a colon itself, so this is looked at second.
+fn behind_user<'t>(head: &Parts, text: &'t [u8]) -> Option<&'t [u8]> {
+    let value = head.headers.get(AUTHORIZATION)?.as_bytes().trim_ascii();
+    let scheme = value.get(..6)?;
+    if !scheme.eq_ignore_ascii_case(b"token ") || !value.ends_with(text) {
+        return None;
+    }
+    let colon = text.iter().position(|b| *b == b':')?;
+    text.get(colon + 1..).filter(|t| !t.is_empty())
+}
+
+/// The token of a request to an open route, if it presents one that is live. Nothing is refused or logged.
+pub(super) fn known<B: Backend>(app: &App<B>, call: &Call) -> Grant {
+    let Some(tokens) = &app.tokens else { return Grant::Everything };
+    let Some(text) = presented(&call.head) else { return Grant::Nothing };
+    let token = tokens.check(&text).ok().or_else(|| tokens.check(behind_user(&call.head, &text)?).ok());
+    token.map_or(Grant::Nothing, Grant::Token)
 }
 
 /// What stands behind the first colon of Basic credentials.

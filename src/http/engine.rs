@@ -472,6 +472,10 @@ impl Backend for Engine {
         }
     }
 
+    fn databases(&self) -> Vec<String> {
+        self.running.get().map(|r| r.catalog.databases()).unwrap_or_default()
+    }
+
     fn status(&self, page: TablePage) -> Value {
         let version = env!("CARGO_PKG_VERSION");
         let Some(r) = self.running.get() else {

@@ -1,5 +1,7 @@
 //! From what went wrong to an answer, in one place.
 
+use std::borrow::Cow;
+
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
@@ -90,8 +92,46 @@ pub(super) fn response(failure: Failure, id: &RequestId, metrics: &Metrics, v1: 
 
 const NO_LENGTH: &str = "expected Content-Length or Transfer-Encoding: chunked, found neither; nothing was stored";
 
+impl Failure {
+    /// The status of the answer.
+    pub(super) fn status(&self) -> u16 {
+        match self {
+            Self::Request(e) => e.status(),
+            Self::Lines(refusal) => refusal.status,
+            Self::Unauthorized(_) | Self::NotVerified(_) => 401,
+            Self::Forbidden(_) => 403,
+            Self::NotFound | Self::NoSuch(_) => 404,
+            Self::MethodNotAllowed => 405,
+            Self::LengthRequired => 411,
+            Self::UnsupportedEncoding(_) => 415,
+            Self::Panicked => 500,
+            Self::InFlight => 503,
+        }
+    }
+
+    /// What is said of it, without the text of refused lines.
+    pub(super) fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Request(e) => e.message().into(),
+            Self::Lines(refusal) => match refusal.details.first() {
+                Some(d) => format!("line {}: {}", d.line, d.message).into(),
+                None => refusal.text.as_str().into(),
+            },
+            Self::Unauthorized(why) | Self::NotVerified(why) => (*why).into(),
+            Self::Forbidden(why) | Self::NoSuch(why) | Self::UnsupportedEncoding(why) => why.as_str().into(),
+            Self::InFlight => NO_ROOM.into(),
+            Self::NotFound => "no such path".into(),
+            Self::MethodNotAllowed => "the method is not allowed for this path".into(),
+            Self::LengthRequired => NO_LENGTH.into(),
+            Self::Panicked => "internal error".into(),
+        }
+    }
+}
+
+const NO_ROOM: &str = "too many bytes of requests in flight (ingest.max_in_flight); send it again";
+
 fn answer(failure: Failure, id: &RequestId, metrics: &Metrics) -> (Response, String) {
-    let counted = counted_as(&failure);
+    let counted = failure.counted_as();
     metrics.reject(counted);
     let error = match failure {
         Failure::Request(e) => {
@@ -100,9 +140,7 @@ fn answer(failure: Failure, id: &RequestId, metrics: &Metrics) -> (Response, Str
             }
             e
         }
-        Failure::InFlight => {
-            RequestError::unavailable(Reason::NotStored, "too many bytes of requests in flight (ingest.max_in_flight); send it again")
-        }
+        Failure::InFlight => RequestError::unavailable(Reason::NotStored, NO_ROOM),
         Failure::Panicked => RequestError::Internal(format!("internal error; the log has it under request id {id}")),
         Failure::Unauthorized(why) => return (refused(401, "unauthorized", why, None), why.to_owned()),
         Failure::NotVerified(why) => return (refused(401, "unauthorized", why, Some(false)), why.to_owned()),
@@ -169,34 +207,37 @@ pub(super) fn json(status: u16, body: &impl Serialize) -> Response {
     response
 }
 
-fn counted_as(failure: &Failure) -> Rejected {
-    match failure {
-        Failure::InFlight => Rejected::InFlight,
-        Failure::Lines(refusal) if refusal.sequence.is_some() => Rejected::PartialWrite,
-        Failure::Lines(_) => Rejected::Invalid,
-        Failure::Unauthorized(_) | Failure::NotVerified(_) => Rejected::Unauthorized,
-        Failure::Forbidden(_) => Rejected::Forbidden,
-        Failure::NotFound | Failure::NoSuch(_) => Rejected::NotFound,
-        Failure::MethodNotAllowed => Rejected::MethodNotAllowed,
-        Failure::UnsupportedEncoding(_) => Rejected::UnsupportedEncoding,
-        Failure::LengthRequired => Rejected::LengthRequired,
-        Failure::Panicked => Rejected::Internal,
-        Failure::Request(e) => match e {
-            RequestError::Invalid(_) => Rejected::Invalid,
-            RequestError::TooLarge(_) => Rejected::TooLarge,
-            RequestError::KeyReused(_) => Rejected::KeyReused,
-            RequestError::Internal(_) => Rejected::Internal,
-            RequestError::Unavailable { reason, .. } => match reason {
-                Reason::NotStored => Rejected::NotStored,
-                Reason::UnknownOutcome => Rejected::UnknownOutcome,
-                Reason::Backlog => Rejected::Backlog,
-                Reason::DiskFull => Rejected::DiskFull,
-                Reason::Poisoned => Rejected::Poisoned,
-                Reason::Recovering => Rejected::Recovering,
-                Reason::Shutdown => Rejected::Shutdown,
-                Reason::Paused => Rejected::Paused,
-                Reason::Damaged => Rejected::Damaged,
+impl Failure {
+    /// The reason under which it is counted.
+    pub(super) fn counted_as(&self) -> Rejected {
+        match self {
+            Failure::InFlight => Rejected::InFlight,
+            Failure::Lines(refusal) if refusal.sequence.is_some() => Rejected::PartialWrite,
+            Failure::Lines(_) => Rejected::Invalid,
+            Failure::Unauthorized(_) | Failure::NotVerified(_) => Rejected::Unauthorized,
+            Failure::Forbidden(_) => Rejected::Forbidden,
+            Failure::NotFound | Failure::NoSuch(_) => Rejected::NotFound,
+            Failure::MethodNotAllowed => Rejected::MethodNotAllowed,
+            Failure::UnsupportedEncoding(_) => Rejected::UnsupportedEncoding,
+            Failure::LengthRequired => Rejected::LengthRequired,
+            Failure::Panicked => Rejected::Internal,
+            Failure::Request(e) => match e {
+                RequestError::Invalid(_) => Rejected::Invalid,
+                RequestError::TooLarge(_) => Rejected::TooLarge,
+                RequestError::KeyReused(_) => Rejected::KeyReused,
+                RequestError::Internal(_) => Rejected::Internal,
+                RequestError::Unavailable { reason, .. } => match reason {
+                    Reason::NotStored => Rejected::NotStored,
+                    Reason::UnknownOutcome => Rejected::UnknownOutcome,
+                    Reason::Backlog => Rejected::Backlog,
+                    Reason::DiskFull => Rejected::DiskFull,
+                    Reason::Poisoned => Rejected::Poisoned,
+                    Reason::Recovering => Rejected::Recovering,
+                    Reason::Shutdown => Rejected::Shutdown,
+                    Reason::Paused => Rejected::Paused,
+                    Reason::Damaged => Rejected::Damaged,
+                },
             },
-        },
+        }
     }
 }

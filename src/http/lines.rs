@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde_json::json;
 
+use super::auth;
 use super::errors::{self, Failure};
 use super::routes::Call;
 use super::write::{database, idempotency_key, invalid, stored};
@@ -254,11 +255,23 @@ pub(super) async fn query<B: Backend>(app: &App<B>, call: &mut Call) -> Result<R
     let shows = understand(statement)? == Statement::ShowDatabases;
     // Some clients stop when the database that they are set to is not in the list. Every valid name is there as soon as it is written to.
     let named = given("db").filter(|name| shows && check_database_name(name).is_ok());
-    let result = match named {
-        Some(name) => json!({"statement_id": 0, "series": [{"name": "databases", "columns": ["name"], "values": [[name]]}]}),
-        None => json!({"statement_id": 0}),
+    let mut names = if shows { visible(app, call) } else { Vec::new() };
+    if let Some(named) = named.filter(|n| !names.iter().any(|name| name == n)) {
+        names.push(named.to_owned());
+    }
+    let result = if names.is_empty() {
+        json!({"statement_id": 0})
+    } else {
+        let values: Vec<[String; 1]> = names.into_iter().map(|n| [n]).collect();
+        json!({"statement_id": 0, "series": [{"name": "databases", "columns": ["name"], "values": values}]})
     };
     Ok(errors::json(200, &json!({ "results": [result] })))
+}
+
+/// The databases that exist, as far as the request's token may touch them. The route is open, so without a valid token there are none.
+fn visible<B: Backend>(app: &App<B>, call: &Call) -> Vec<String> {
+    let grant = auth::known(app, call);
+    app.backend.databases().into_iter().filter(|name| grant.database(name).is_ok()).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

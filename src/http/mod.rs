@@ -15,6 +15,7 @@
 mod admit;
 mod auth;
 mod conn;
+mod cors;
 mod encoding;
 pub mod engine;
 mod errors;
@@ -23,6 +24,7 @@ mod linger;
 pub mod lines;
 mod oddities;
 mod ops;
+mod refusals;
 mod routes;
 mod server;
 mod tls;
@@ -48,6 +50,7 @@ use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::types::{Sequence, TimeUnit};
 
+pub use cors::Origins;
 pub use lines::{Dialect, LineOutcome, LineRequest};
 pub use linger::LingerLimits;
 pub use routes::{ROUTES, RouteRow, Tier};
@@ -77,6 +80,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// What is read and discarded after an answer that was given before the whole body had come.
     pub linger: LingerLimits,
+    /// Whose pages may write (`server.cors_origins`).
+    pub origins: Origins,
 }
 
 impl Default for Settings {
@@ -92,6 +97,7 @@ impl Default for Settings {
             shutdown_timeout: Duration::from_secs(30),
             max_connections: 4096,
             linger: LingerLimits::default(),
+            origins: Origins::default(),
         }
     }
 }
@@ -204,6 +210,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Ships what was acknowledged before the call.
     fn flush(&self, timeout: Duration) -> impl Future<Output = FlushOutcome> + Send;
 
+    /// The names of the databases that exist, each once.
+    fn databases(&self) -> Vec<String>;
+
     /// The body of `GET /api/v1/status`, with a page of the tables.
     fn status(&self, page: TablePage) -> serde_json::Value;
 
@@ -226,6 +235,7 @@ pub struct App<B> {
     room: admit::Room,
     large_answers: ops::LargeAnswers,
     lingering: linger::Lingering,
+    refusals: refusals::Refusals,
     ids: RequestIds,
     /// `None` without authentication.
     tokens: Option<Arc<Tokens>>,
@@ -248,6 +258,7 @@ impl<B: Backend> App<B> {
             backend,
             lingering: linger::Lingering::new(settings.linger, settings.shutdown_timeout, &metrics),
             metrics,
+            refusals: refusals::Refusals::default(),
             room: admit::Room::new(settings.max_in_flight),
             large_answers: ops::LargeAnswers::default(),
             ids: RequestIds::new(),

@@ -65,7 +65,15 @@ pub(super) async fn metrics<B: Backend>(app: &App<B>) -> Result<Response, Failur
 pub(super) async fn status<B: Backend>(app: &App<B>, uri: &Uri) -> Result<Response, Failure> {
     let page = table_page(&query(uri)?)?;
     let backend = Arc::clone(&app.backend);
-    large(app, "application/json", move || serde_json::to_vec(&backend.status(page)).unwrap_or_default().into()).await
+    let refused = json!(app.refusals.list());
+    let make = move || {
+        let mut status = backend.status(page);
+        if let Some(status) = status.as_object_mut() {
+            status.insert("refused_writes".to_owned(), refused);
+        }
+        serde_json::to_vec(&status).unwrap_or_default().into()
+    };
+    large(app, "application/json", make).await
 }
 
 /// The page of tables that a status is asked for.

@@ -22,6 +22,7 @@ use super::conn::ConnState;
 use super::errors::{self, Failure};
 use super::lines::{self, Dialect};
 use super::linger::Sender;
+use super::refusals::{Refused, cut};
 use super::tokens::{self, Deed};
 use super::{App, Backend, RequestId, ops, write};
 use crate::metrics::{Route, RouteStatus, StatusClass};
@@ -130,6 +131,8 @@ pub(super) struct Call {
     pub(super) body: Inbound,
     pub(super) id: RequestId,
     pub(super) grant: Grant,
+    /// Set once it is known, for the record of refusals.
+    pub(super) database: Option<String>,
 }
 
 /// The connection of a request, in its extensions.
@@ -146,7 +149,7 @@ async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) 
     let conn = head.extensions.remove::<OnConn>().map_or_else(|| ConnState::new(&app.settings, None), |c| c.0);
     let id = app.ids.of(&head.headers);
     let body = Inbound::new(&head, body, conn);
-    let mut call = Call { head, body, id, grant: Grant::Nothing };
+    let mut call = Call { head, body, id, grant: Grant::Nothing, database: None };
 
     let label = match target {
         Target::Row(row) => row.label,
@@ -162,6 +165,9 @@ async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) 
     };
     let v1 = matches!(label, Route::WriteV1 | Route::Query);
     let failed = result.is_err();
+    if let Err(failure) = &result {
+        note_refusal(&app, target, &call, failure);
+    }
     let known = app.tokens.is_none() || matches!(call.grant, Grant::Token(_)) || matches!(result, Err(Failure::Forbidden(_)));
     let sender = if known { Sender::Known } else { Sender::Unknown };
     let mut response = result.unwrap_or_else(|failure| errors::response(failure, &call.id, &app.metrics, v1));
@@ -171,6 +177,7 @@ async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) 
         *response.version_mut() = call.head.version;
     }
     response.headers_mut().insert(X_REQUEST_ID, call.id.header());
+    app.settings.origins.mark(&call.head, response.headers_mut());
 
     let status = response.status().as_u16();
     let took = started.elapsed();
@@ -180,11 +187,33 @@ async fn answer<B: Backend>(app: Arc<App<B>>, target: Target, request: Request) 
     response
 }
 
+/// Keeps a refused write for the status, and logs it unless there are many of its kind.
+fn note_refusal<B: Backend>(app: &App<B>, target: Target, call: &Call, failure: &Failure) {
+    let Target::Row(row) = target else { return };
+    if row.tier != Tier::Write {
+        return;
+    }
+    let (reason, status, message) = (failure.counted_as(), failure.status(), failure.text());
+    let (peer, database) = (call.body.peer().map(|p| p.ip()), call.database.as_deref());
+    let refused = Refused { at_us: wall_us(), peer, route: row.label, reason, status, database, message: &message };
+    if let Some(suppressed) = app.refusals.add(&refused, app.started.elapsed()) {
+        let (route, reason) = (row.label.word(), reason.word());
+        let peer = peer.map(|p| p.to_string());
+        tracing::warn!(request_id = %call.id, peer, route, status, reason, database, suppressed, "write refused: {}", cut(&message));
+    }
+}
+
+/// Microseconds since the Unix epoch.
+fn wall_us() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+}
+
 async fn handle<B: Backend>(app: &App<B>, target: Target, call: &mut Call) -> Result<Response, Failure> {
     let row = match target {
         Target::Row(row) => row,
         Target::NotFound => return Err(Failure::NotFound),
-        Target::MethodNotAllowed => return Err(Failure::MethodNotAllowed),
+        Target::MethodNotAllowed => return app.settings.origins.preflight(&call.head).ok_or(Failure::MethodNotAllowed),
     };
     call.grant = auth::admit(app, row, call)?;
     match row.action {

@@ -92,6 +92,10 @@ impl Backend for Mock {
         outcome
     }
 
+    fn databases(&self) -> Vec<String> {
+        ["a", "b"].map(str::to_owned).to_vec()
+    }
+
     fn status(&self, _: TablePage) -> Value {
         json!({"version": "x".repeat((*self.status_len.lock().unwrap()).max(1))})
     }
@@ -693,7 +697,7 @@ async fn operations() {
     assert_eq!(metrics.status, 200);
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain"));
     assert!(String::from_utf8(metrics.body).unwrap().contains("arc_http_connections"));
-    assert_eq!(server.once(&get("/api/v1/status")).await.json(), json!({"version": "x"}));
+    assert_eq!(server.once(&get("/api/v1/status")).await.json(), json!({"version": "x", "refused_writes": []}));
     assert_eq!(server.once(&get("/api/v1/write/msgpack/spec")).await.json(), json!({"spec": true}));
     assert_eq!(server.once(&get("/api/v1/write/msgpack/stats")).await.json(), json!({"stats": true}));
 }

@@ -71,14 +71,14 @@ fn text<'a>(value: &'a HeaderValue, name: &HeaderName) -> Result<&'a str, Reques
     value.to_str().map_err(|_| invalid(format!("the header {name} is not ASCII text")))
 }
 
-/// The header, else `db`, else `bucket`, else `otherwise`; only one that the request's token may touch.
-pub(super) fn database(call: &Call, otherwise: Option<&str>) -> Result<String, Failure> {
+/// The header, else `db`, else `bucket` up to its first `/`, else `otherwise`; only one that the request's token may touch.
+pub(super) fn database(call: &mut Call, otherwise: Option<&str>) -> Result<String, Failure> {
     let name = match single(&call.head.headers, &X_ARC_DATABASE)? {
         Some(value) => text(value, &X_ARC_DATABASE)?.to_owned(),
         None => {
             let mut query = ops::query(&call.head.uri)?;
             let mut take = |key: &str| query.iter().position(|(k, _)| k == key).map(|at| query.swap_remove(at).1);
-            match take("db").or_else(|| take("bucket")).or_else(|| otherwise.map(str::to_owned)) {
+            match take("db").or_else(|| take("bucket").map(without_policy)).or_else(|| otherwise.map(str::to_owned)) {
                 Some(name) => name,
                 None => {
                     return Err(invalid("no database is named: expected the header x-arc-database or the parameter db (v2: bucket)").into());
@@ -87,8 +87,18 @@ pub(super) fn database(call: &Call, otherwise: Option<&str>) -> Result<String, F
         }
     };
     check_database_name(&name)?;
+    call.database = Some(name.clone());
     call.grant.database(&name)?;
     Ok(name)
+}
+
+/// The database of a bucket such as `telegraf/autogen`: InfluxDB 1.8 takes what stands behind the `/` for a retention policy, which is ignored
+/// here as `rp` is.
+fn without_policy(mut bucket: String) -> String {
+    if let Some(at) = bucket.find('/').filter(|at| *at > 0) {
+        bucket.truncate(at);
+    }
+    bucket
 }
 
 fn time_unit(headers: &HeaderMap) -> Result<Option<TimeUnit>, RequestError> {
