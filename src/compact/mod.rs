@@ -34,6 +34,8 @@ mod memory_tests;
 #[cfg(test)]
 mod unclean_tests;
 #[cfg(test)]
+mod bounds_tests;
+#[cfg(test)]
 mod tests;
 
 pub use columns::SchemaColumn;

@@ -22,7 +22,7 @@ use crate::types::{ColumnType, Hour, Sequence};
 
 use super::chunk::{self, Encoder};
 use super::columns::{OpenSlice, RowGroup, SchemaColumn};
-use super::footer;
+use super::footer::{self, Bounds};
 use super::name::Layout;
 use super::slices::{Payloads, SliceRef, Targets, check, first_time};
 
@@ -365,6 +365,7 @@ impl Budget {
 struct File<'a, 'o> {
     writer: SerializedFileWriter<&'a mut Output<'o>>,
     encoder: Encoder,
+    bounds: Bounds,
 }
 
 impl<'a, 'o> File<'a, 'o> {
@@ -383,7 +384,7 @@ impl<'a, 'o> File<'a, 'o> {
             .build();
         add_encoded_arrow_schema_to_metadata(&arrow, &mut props);
         let writer = SerializedFileWriter::new(output, parquet.root_schema_ptr(), Arc::new(props))?;
-        Ok(Self { writer, encoder })
+        Ok(Self { writer, encoder, bounds: Bounds::default() })
     }
 
     /// Writes the gathered rows as one row group; returns their number.
@@ -394,13 +395,14 @@ impl<'a, 'o> File<'a, 'o> {
         group.finish(|i, column| {
             let desc = schema.get(i).ok_or_else(|| ParquetError::General("a column too many".to_owned()))?;
             let (chunk, close) = chunk::encode(desc, &column, &mut self.encoder)?;
+            self.bounds.add(i, &close.metadata);
             out.append_column(&chunk, close)
         })?;
         out.close()?;
         Ok(rows)
     }
 
-    /// Writes the footer. It is held back to name another order of the columns than the `parquet` crate does, see [`footer`].
+    /// Writes the footer. It is held back and changed where the `parquet` crate's is not what readers need, see [`footer`].
     fn close(mut self, spec: &OutputSpec, rows: u64) -> Result<(), ParquetError> {
         let own = [
             ("arc.database", spec.database.clone()),
@@ -414,8 +416,10 @@ impl<'a, 'o> File<'a, 'o> {
         }
         let columns = self.writer.schema_descr().num_columns();
         self.writer.inner_mut().held = Some(Vec::new());
-        let output = self.writer.into_inner()?;
+        let metadata = self.writer.finish()?;
+        let output = self.writer.inner_mut();
         let mut held = output.held.take().unwrap_or_default();
+        footer::drop_mixed_bounds(&mut held, metadata, &self.bounds)?;
         footer::set_type_order(&mut held, columns)?;
         output.write_all(&held)?;
         Ok(())

@@ -25,8 +25,9 @@ pub(super) const CASES: &[Case] = &[
         kind: "statistics in a form that other readers refuse or misread",
         tests: &[
             (THIS, "values_and_bounds_are_exact_in_every_codec_and_encoding"),
-            ("src/compact/tests.rs", "order_of_every_column_is_the_one_of_its_type"),
-            ("src/compact/tests.rs", "bounds_hold_for_zeros_of_either_sign_and_are_left_out_where_nan_is"),
+            ("src/compact/bounds_tests.rs", "order_of_every_column_is_the_one_of_its_type"),
+            ("src/compact/bounds_tests.rs", "column_has_bounds_in_every_row_group_or_in_none"),
+            ("src/compact/bounds_tests.rs", "bounds_hold_for_zeros_of_either_sign_and_are_left_out_where_nan_is"),
         ],
     },
     Case {
@@ -49,7 +50,11 @@ const ROWS: usize = 8 * GROUP;
 struct Sent {
     ints: Vec<Option<i64>>,
     doubles: Vec<Option<u64>>,
+    /// The same where there is no NaN.
+    numbers: Vec<Option<u64>>,
     texts: Vec<Option<String>>,
+    /// The same where none is long.
+    names: Vec<Option<String>>,
     flags: Vec<Option<bool>>,
     bytes: Vec<Option<Vec<u8>>>,
 }
@@ -57,7 +62,15 @@ struct Sent {
 /// Each row group has a trait of its own: ordinary values, extremes, NaN among others, NaN alone, zeros, long strings, NULL alone,
 /// smooth doubles.
 fn sent() -> Sent {
-    let mut x = Sent { ints: Vec::new(), doubles: Vec::new(), texts: Vec::new(), flags: Vec::new(), bytes: Vec::new() };
+    let mut x = Sent {
+        ints: Vec::new(),
+        doubles: Vec::new(),
+        numbers: Vec::new(),
+        texts: Vec::new(),
+        names: Vec::new(),
+        flags: Vec::new(),
+        bytes: Vec::new(),
+    };
     for row in 0..ROWS {
         let (group, i) = (row / GROUP, row % GROUP);
         let some = group != 6 && i % 7 != 3;
@@ -81,6 +94,8 @@ fn sent() -> Sent {
         };
         x.ints.push(some.then_some(int));
         x.doubles.push(some.then_some(double.to_bits()));
+        x.numbers.push(some.then_some(if double.is_nan() { row as f64 } else { double }.to_bits()));
+        x.names.push(some.then_some(if text.len() > 128 { format!("name {i}") } else { text.clone() }));
         x.texts.push(some.then_some(text));
         x.flags.push(some.then_some(group == 4 || (group != 5 && i % 2 == 0)));
         x.bytes.push(some.then_some(bytes));
@@ -100,7 +115,9 @@ fn store(server: &Server, table: &str, x: &Sent) {
             ("time", mp::ints(&time)),
             ("i", list(&x.ints, |v| mp::i(*v))),
             ("f", list(&x.doubles, |v| mp::f(f64::from_bits(*v)))),
+            ("n", list(&x.numbers, |v| mp::f(f64::from_bits(*v)))),
             ("s", list(&x.texts, |v| mp::s(v))),
+            ("t", list(&x.names, |v| mp::s(v))),
             ("b", list(&x.flags, |v| mp::b(*v))),
             ("y", list(&x.bytes, |v| mp::bin(v))),
         ],
@@ -163,10 +180,10 @@ fn ordered<T: Ord + Clone>(values: &[&T]) -> Option<(T, T)> {
     Some(((*values.iter().min()?).clone(), (*values.iter().max()?).clone()))
 }
 
-/// No bounds where a NaN is; zeros widened to both signs.
+/// Zeros are widened to both signs.
 fn bounds_of_doubles(values: &[&u64]) -> Option<(u64, u64)> {
     let values: Vec<f64> = values.iter().map(|v| f64::from_bits(**v)).collect();
-    if values.is_empty() || values.iter().any(|v| v.is_nan()) {
+    if values.is_empty() {
         return None;
     }
     let min = values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -183,15 +200,21 @@ fn check_all_bounds(seen: &Seen, x: &Sent) {
     let pairs: Vec<_> = lo.as_primitive::<Int64Type>().iter().zip(hi.as_primitive::<Int64Type>()).collect();
     check_bounds("i", &pairs, &x.ints, ordered);
     nulls(&n, &|i| x.ints[i].is_none());
-    let (lo, hi, n) = seen.bounds("f");
+    let (lo, hi, n) = seen.bounds("n");
     let bits = |a: &ArrayRef| a.as_primitive::<Float64Type>().iter().map(|v| v.map(f64::to_bits)).collect::<Vec<_>>();
     let pairs: Vec<_> = bits(&lo).into_iter().zip(bits(&hi)).collect();
-    check_bounds("f", &pairs, &x.doubles, bounds_of_doubles);
-    nulls(&n, &|i| x.doubles[i].is_none());
-    let (lo, hi, _) = seen.bounds("s");
+    check_bounds("n", &pairs, &x.numbers, bounds_of_doubles);
+    nulls(&n, &|i| x.numbers[i].is_none());
+    let (lo, hi, _) = seen.bounds("t");
     let text = |a: &ArrayRef| a.as_string::<i32>().iter().map(|v| v.map(str::to_owned)).collect::<Vec<_>>();
     let pairs: Vec<_> = text(&lo).into_iter().zip(text(&hi)).collect();
-    check_bounds("s", &pairs, &x.texts, |v| ordered(v).filter(|(a, b)| a.len() <= 128 && b.len() <= 128));
+    check_bounds("t", &pairs, &x.names, ordered);
+    // A NaN or a long string anywhere in the file leaves all row groups without.
+    for column in ["f", "s"] {
+        let (lo, hi, n) = seen.bounds(column);
+        assert_eq!((lo.null_count(), hi.null_count()), (ROWS / GROUP, ROWS / GROUP), "{column}");
+        nulls(&n, &|i| x.ints[i].is_none());
+    }
     let (lo, hi, _) = seen.bounds("b");
     let pairs: Vec<_> = lo.as_boolean().iter().zip(hi.as_boolean()).collect();
     check_bounds("b", &pairs, &x.flags, ordered);
@@ -206,29 +229,31 @@ fn check_values(seen: &Seen, x: &Sent) {
     let time: Vec<i64> = column("time").as_primitive::<TimestampMicrosecondType>().values().to_vec();
     assert_eq!(time, (0..ROWS as i64).map(|i| HOUR + i).collect::<Vec<_>>());
     assert_eq!(column("i").as_primitive::<Int64Type>().iter().collect::<Vec<_>>(), x.ints);
-    assert_eq!(column("f").as_primitive::<Float64Type>().iter().map(|v| v.map(f64::to_bits)).collect::<Vec<_>>(), x.doubles);
-    assert!(column("s").as_string::<i32>().iter().eq(x.texts.iter().map(Option::as_deref)));
+    for (name, expected) in [("f", &x.doubles), ("n", &x.numbers)] {
+        assert!(column(name).as_primitive::<Float64Type>().iter().map(|v| v.map(f64::to_bits)).eq(expected.iter().copied()));
+    }
+    for (name, expected) in [("s", &x.texts), ("t", &x.names)] {
+        assert!(column(name).as_string::<i32>().iter().eq(expected.iter().map(Option::as_deref)));
+    }
     assert_eq!(column("b").as_boolean().iter().collect::<Vec<_>>(), x.flags);
     assert!(column("y").as_binary::<i32>().iter().eq(x.bytes.iter().map(Option::as_deref)));
 }
 
-/// Row groups that a reader leaves out by their bounds hold no row of the filter's, also for readers to whom NaN is the greatest double.
+/// Row groups that a reader leaves out by their bounds hold no row of the filter's, and those it takes whole hold no other.
 fn check_filters(seen: &Seen, x: &Sent) {
-    let (lo, hi, _) = seen.bounds("f");
+    let (lo, hi, _) = seen.bounds("n");
     let (lo, hi) = (lo.as_primitive::<Float64Type>(), hi.as_primitive::<Float64Type>());
     let mut left_out = 0;
     for t in [f64::NEG_INFINITY, -1.0, -0.0, 0.0, 26.5, 1e9, f64::INFINITY] {
         for g in (0..ROWS / GROUP).filter(|g| lo.is_valid(*g)) {
-            let values = x.doubles[g * GROUP..(g + 1) * GROUP].iter().flatten().map(|v| f64::from_bits(*v));
+            let values: Vec<f64> = x.numbers[g * GROUP..(g + 1) * GROUP].iter().flatten().map(|v| f64::from_bits(*v)).collect();
             let (lo, hi) = (lo.value(g), hi.value(g));
-            let some = |f: &dyn Fn(f64) -> bool| values.clone().any(f);
-            assert!(hi > t || !some(&|v| v > t || v.is_nan()), "f > {t}, row group {g}");
-            assert!(lo < t || !some(&|v| v < t), "f < {t}, row group {g}");
+            assert!(hi > t || !values.iter().any(|v| *v > t), "n > {t}, row group {g}");
+            assert!(lo < t || !values.iter().any(|v| *v < t), "n < {t}, row group {g}");
+            assert!(hi >= t || values.iter().all(|v| *v < t), "n < {t}, row group {g}");
             // Readers compare zeros by their bits too.
             let within = lo.total_cmp(&t).is_le() && t.total_cmp(&hi).is_le();
-            assert!(within || !some(&|v| v == t), "f = {t}, row group {g}");
-            // All rows are taken without a look where both bounds are beyond t.
-            assert!(hi >= t || some(&|v| v < t) && !some(&|v| v.is_nan() || v >= t), "f < {t}, row group {g}");
+            assert!(within || !values.contains(&t), "n = {t}, row group {g}");
             left_out += usize::from(!within);
         }
     }
