@@ -114,6 +114,9 @@ impl Sink for NotInPlace {
     fn describe(&self, name: &str) -> SinkResult<Option<ObjectInfo>> {
         self.lake.describe(name)
     }
+    fn holds_any(&self, directory: &str) -> SinkResult<bool> {
+        self.lake.holds_any(directory)
+    }
     fn confirm(&self, name: &str) -> SinkResult<()> {
         self.lake.confirm(name)
     }

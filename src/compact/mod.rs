@@ -12,6 +12,7 @@ pub mod memory;
 pub mod name;
 mod outputs;
 pub mod parquet;
+mod paths;
 pub mod plan;
 pub mod quarantine;
 mod release;
@@ -39,7 +40,7 @@ mod bounds_tests;
 mod tests;
 
 pub use columns::SchemaColumn;
-pub use name::{Layout, object_name};
+pub use name::{Layout, object_name, table_directory};
 pub use parquet::{BuildError, Built, CREATED_BY, Codecs, Encodings, OutputSpec, SetAside, WriterSettings, build};
 pub use slices::{Payloads, SliceRef};
 pub use spec::unknown_setting;

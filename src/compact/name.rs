@@ -24,11 +24,24 @@ impl Layout {
     }
 }
 
-/// The name of an output, relative to the lake's root, `/` between its parts. The pair is the plan's first and last
-/// sequence, `n` the output's number in the plan.
+/// What follows the last dot of a name that readers or stores take for that of a file: `*.parquet` and its like, files under way,
+/// checksums, and nothing, which not every store allows at the end of a directory's name.
+const FILE_ENDINGS: [&str; 7] = ["parquet", "parq", "pq", "tmp", "crc", "_COPYING_", ""];
+
+/// The directory of a new table: [`escape_table`], and the last dot escaped too where the name would look like a file's.
+pub fn table_directory(table: &str) -> String {
+    let escaped = escape_table(table);
+    match escaped.rsplit_once('.') {
+        Some((stem, ending)) if FILE_ENDINGS.iter().any(|e| e.eq_ignore_ascii_case(ending)) => format!("{stem}%2E{ending}"),
+        _ => escaped,
+    }
+}
+
+/// The name of an output, relative to the lake's root, `/` between its parts. `directory` is the table's, the pair the plan's first
+/// and last sequence, `n` the output's number in the plan.
 pub fn object_name(
     database: &str,
-    table: &str,
+    directory: &str,
     layout: Layout,
     hour: Hour,
     log: LogId,
@@ -41,7 +54,7 @@ pub fn object_name(
         Layout::Hive => format!("date={year:04}-{month:02}-{day:02}/hour={h:02}"),
         Layout::Arc => format!("{year:04}/{month:02}/{day:02}/{h:02}"),
     };
-    format!("{database}/{}/{partition}/{log}-{first:020}-{last:020}-{n:04}.parquet", escape_table(table))
+    format!("{database}/{directory}/{partition}/{log}-{first:020}-{last:020}-{n:04}.parquet")
 }
 
 /// Year, month and day of the proleptic Gregorian calendar, `days` after 1970-01-01 (before it when negative).
@@ -90,14 +103,48 @@ mod tests {
     }
 
     #[test]
+    fn directory_of_a_new_table_never_looks_like_a_file() {
+        for (table, directory) in [
+            ("cpu", "cpu"),
+            ("cpu.load", "cpu.load"),
+            ("parquet", "parquet"),
+            ("cpu.parquet.load", "cpu.parquet.load"),
+            ("cpu.parquet", "cpu%2Eparquet"),
+            ("a.b.PARQUET", "a.b%2EPARQUET"),
+            ("cpu.pq", "cpu%2Epq"),
+            ("cpu.tmp", "cpu%2Etmp"),
+            ("cpu._COPYING_", "cpu%2E_COPYING_"),
+            ("cpu.", "cpu%2E"),
+            (".parquet", "%2Eparquet"),
+            ("_x.parquet", "%5Fx%2Eparquet"),
+            ("cpu%2Eparquet", "cpu%252Eparquet"),
+            ("*.parquet", "%2A%2Eparquet"),
+        ] {
+            assert_eq!(table_directory(table), directory);
+            // Whoever decodes a directory finds the table's name, whichever of the two it is.
+            for path in [directory.to_owned(), escape_table(table)] {
+                let decoded: Vec<u8> = path.split('%').enumerate().flat_map(|(i, part)| decode(i, part)).collect();
+                assert_eq!(decoded, table.as_bytes());
+            }
+        }
+    }
+
+    fn decode(part: usize, text: &str) -> Vec<u8> {
+        if part == 0 {
+            return text.as_bytes().to_vec();
+        }
+        [&[u8::from_str_radix(&text[..2], 16).unwrap()], &text.as_bytes()[2..]].concat()
+    }
+
+    #[test]
     fn names_are_those_of_the_interface() {
         let log = LogId([0x11; 16]);
         assert_eq!(
-            object_name("db", "a/b", Layout::Hive, -1, log, (3, 12), 4),
+            object_name("db", &table_directory("a/b"), Layout::Hive, -1, log, (3, 12), 4),
             "db/a%2Fb/date=1969-12-31/hour=23/11111111-1111-1111-1111-111111111111-00000000000000000003-00000000000000000012-0004.parquet"
         );
         assert_eq!(
-            object_name("db", "_t", Layout::Arc, hour_of(MIN_TIME_US), log, (1, 1), 12_345),
+            object_name("db", &table_directory("_t"), Layout::Arc, hour_of(MIN_TIME_US), log, (1, 1), 12_345),
             "db/%5Ft/0001/01/01/00/11111111-1111-1111-1111-111111111111-00000000000000000001-00000000000000000001-12345.parquet"
         );
     }

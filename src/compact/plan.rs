@@ -293,11 +293,13 @@ fn gather(catalog: &Catalog) -> Gather<'_> {
     }
 }
 
-/// Makes plan `number` of the sealed sequences above `shipped`. None when there is nothing to plan.
+/// Makes plan `number` of the sealed sequences above `shipped`. None when there is nothing to plan. `directory` gives that of a table,
+/// by database and name.
 ///
 /// # Errors
-/// Of opening or mapping a segment.
-pub fn make(
+/// Of opening or mapping a segment; those of `directory`.
+#[allow(clippy::too_many_arguments)]
+pub fn make<E: From<io::Error>>(
     vfs: &dyn Vfs,
     segments: &[Arc<SealedSegment>],
     catalog: &Catalog,
@@ -305,7 +307,8 @@ pub fn make(
     settings: &PlanSettings,
     number: u64,
     shipped: Sequence,
-) -> io::Result<Option<(Plan, Slices)>> {
+    mut directory: impl FnMut(&str, &str) -> Result<String, E>,
+) -> Result<Option<(Plan, Slices)>, E> {
     let through = segments.last().map_or(0, |s| s.last_sequence);
     if through <= shipped {
         return Ok(None);
@@ -338,7 +341,15 @@ pub fn make(
             first_sequence: d.slices.first().map_or(first, |s| s.sequence),
             last_sequence: d.slices.last().map_or(last, |s| s.sequence),
             rows: d.rows,
-            name: object_name(&key.database, &key.table, settings.layout, key.hour, log, (first, last), n as u32),
+            name: object_name(
+                &key.database,
+                &directory(&key.database, &key.table)?,
+                settings.layout,
+                key.hour,
+                log,
+                (first, last),
+                n as u32,
+            ),
         });
         lists.push(d.slices);
     }

@@ -17,6 +17,7 @@ use super::control::Control;
 use super::deferred::Attempts;
 use super::lake::LakeCheck;
 use super::memory::BuildMemory;
+use super::paths::TablePaths;
 use super::plan::{PlanSettings, Slices, make, resume};
 use super::quarantine::{self, Quarantined};
 use crate::catalog::Catalog;
@@ -159,6 +160,7 @@ pub struct Compactor {
     pub(super) memory: Arc<BuildMemory>,
     /// When this process began to compact.
     pub(super) started: Duration,
+    paths: TablePaths,
     /// What is to be asked of the store before anything is shipped.
     pub(super) unchecked: Option<LakeCheck>,
     /// The first plan whose object the lake must hold: earlier ones are in a lake that was used before.
@@ -216,6 +218,7 @@ impl Compactor {
             probe,
             memory,
             started,
+            paths: TablePaths::default(),
             unchecked: None,
             lake_from: 1,
             doubtful: false,
@@ -439,7 +442,9 @@ impl Compactor {
         self.seal_asked = None;
         let segments = self.sealed();
         let number = self.manifest.state.next_plan;
-        let made = make(&*self.vfs, &segments, &self.catalog, self.shared.log, &self.settings.plan, number, w.shipped)?;
+        let (paths, sink, plans) = (&mut self.paths, &*self.sink, &self.manifest.state.plans);
+        let directory = |database: &str, table: &str| paths.directory(sink, plans.values().rev().map(|p| &p.plan), database, table);
+        let made = make(&*self.vfs, &segments, &self.catalog, self.shared.log, &self.settings.plan, number, w.shipped, directory)?;
         let Some((plan, slices)) = made else { return Ok(Work::Wait(Duration::from_millis(20))) };
         tracing::info!(
             plan = plan.plan,

@@ -314,6 +314,9 @@ impl Sink for Away {
     fn describe(&self, name: &str) -> SinkResult<Option<ObjectInfo>> {
         gone(&self.away, || self.lake.describe(name))
     }
+    fn holds_any(&self, directory: &str) -> SinkResult<bool> {
+        gone(&self.away, || self.lake.holds_any(directory))
+    }
     fn confirm(&self, name: &str) -> SinkResult<()> {
         self.lake.confirm(name)
     }

@@ -251,6 +251,17 @@ impl Sink for LocalSink {
         Ok(Some(ObjectInfo { len, sha256: hash.finalize().into() }))
     }
 
+    fn holds_any(&self, directory: &str) -> SinkResult<bool> {
+        check_name(directory)?;
+        self.shared.check()?;
+        match self.shared.root.list(directory, 1) {
+            Ok((entries, _)) => Ok(!entries.is_empty()),
+            // A file with this name has nothing below it.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+            Err(e) => Err(self.shared.failed("listing", directory)(e)),
+        }
+    }
+
     fn confirm(&self, name: &str) -> SinkResult<()> {
         let gone = || self.shared.failed("opening", name)(io::Error::from_raw_os_error(libc::ENOENT));
         self.shared.open(name)?.ok_or_else(gone)?.sync(SyncMode::Full).map_err(self.shared.failed("syncing", name))?;
@@ -403,6 +414,18 @@ mod tests {
         }
         out.sort();
         out
+    }
+
+    #[test]
+    fn directory_with_objects_is_told_from_one_without() {
+        let (dir, s) = lake(false);
+        assert!(!s.holds_any("db/t").unwrap());
+        put(&s, "db/t/x.parquet", b"x");
+        fs::create_dir(s.root().join("db/empty")).unwrap();
+        let holds = |directory| s.holds_any(directory).unwrap();
+        assert!(holds("db/t") && holds("db") && !holds("db/t2") && !holds("db/empty") && !holds("db/t/x.parquet"));
+        fs::rename(s.root(), dir.path().join("away")).unwrap();
+        assert!(matches!(s.holds_any("db/t"), Err(SinkError::Transient { .. })));
     }
 
     #[test]

@@ -132,6 +132,12 @@ pub trait Sink: Send + Sync {
     /// [`SinkError`].
     fn describe(&self, name: &str) -> SinkResult<Option<ObjectInfo>>;
 
+    /// Whether there is any object below this directory of the lake.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    fn holds_any(&self, directory: &str) -> SinkResult<bool>;
+
     /// Makes an object that is visible durable, name included: for one that an earlier run published, whose end is not known.
     ///
     /// # Errors

@@ -360,6 +360,13 @@ impl Sink for SimStore {
         Ok(self.get(name).map(|b| ObjectInfo { len: b.len() as u64, sha256: Sha256::digest(&b).into() }))
     }
 
+    fn holds_any(&self, directory: &str) -> SinkResult<bool> {
+        check_name(directory)?;
+        self.plain(Call::Describe, directory)?;
+        let below = format!("{directory}/");
+        Ok(self.state().objects.keys().any(|name| name.starts_with(&below)))
+    }
+
     fn confirm(&self, name: &str) -> SinkResult<()> {
         check_name(name)?;
         self.plain(Call::Confirm, name)?;

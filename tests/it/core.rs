@@ -122,6 +122,9 @@ impl Sink for MemSink {
         let objects = self.0.lock().unwrap();
         Ok(objects.get(name).map(|b| ObjectInfo { len: b.len() as u64, sha256: Sha256::digest(b).into() }))
     }
+    fn holds_any(&self, directory: &str) -> SinkResult<bool> {
+        Ok(self.0.lock().unwrap().keys().any(|name| name.starts_with(&format!("{directory}/"))))
+    }
     fn confirm(&self, _name: &str) -> SinkResult<()> {
         Ok(())
     }

@@ -376,6 +376,12 @@ impl Shared {
         }
     }
 
+    /// Whether any key continues this path by a `/`.
+    async fn holds_any(&self, path: &Path) -> Result<bool, Failed> {
+        let first = || async { self.remote.store.list(Some(path)).next().await.transpose() };
+        Ok(self.repeat(StoreOp::List, path, first).await?.is_some())
+    }
+
     async fn describe(&self, path: &Path) -> Result<Option<ObjectInfo>, Failed> {
         let mut hash = Sha256::new();
         let len = self.read(path, u64::MAX, |b| hash.update(b)).await?;
@@ -541,6 +547,11 @@ impl Sink for ObjectSink {
     fn describe(&self, name: &str) -> SinkResult<Option<ObjectInfo>> {
         let path = self.shared.path(name)?;
         self.block_on(self.shared.describe(&path))
+    }
+
+    fn holds_any(&self, directory: &str) -> SinkResult<bool> {
+        let path = self.shared.path(directory)?;
+        self.block_on(self.shared.holds_any(&path))
     }
 
     fn confirm(&self, name: &str) -> SinkResult<()> {

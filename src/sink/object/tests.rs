@@ -83,6 +83,21 @@ const SMALL: &[u8] = b"small";
 const LARGE: &[u8] = b"an object of several parts, the last one short";
 
 #[test]
+fn directory_with_objects_is_told_from_one_without() {
+    for prefix in ["", "lake/eu"] {
+        let sim = SimS3::new(SimStore::new());
+        let sink = sink_with(&sim, prefix, Verify::Head);
+        sink.prepare().unwrap();
+        assert!(!sink.holds_any("db/t%2Fx").unwrap());
+        put(&sink, SMALL).unwrap();
+        let holds = |directory| sink.holds_any(directory).unwrap();
+        assert!(holds("db/t%2Fx") && holds("db") && !holds("db/t%2F") && !holds("db/t") && !holds("db2"));
+        sim.set_faults(|w| (w.op == StoreOp::List).then_some(WireFault::Answers(503, "SlowDown")));
+        assert!(matches!(sink.holds_any("db"), Err(SinkError::Transient { .. })));
+    }
+}
+
+#[test]
 fn the_first_object_keeps_its_name() {
     for bytes in [SMALL, &LARGE[..PART], &LARGE[..2 * PART], LARGE] {
         for overwrites in [false, true] {

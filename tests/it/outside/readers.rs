@@ -39,6 +39,16 @@ pub(super) const CASES: &[Case] = &[
             ("src/compact/tests.rs", "doubles_whose_bytes_compress_better_apart_are_split_in_compact_files"),
         ],
     },
+    Case {
+        id: "B4",
+        kind: "a directory that readers take for a file",
+        tests: &[
+            (THIS, "new_table_named_like_a_file_gets_a_directory_that_does_not_look_like_one"),
+            (THIS, "table_with_files_keeps_its_directory"),
+            ("src/compact/name.rs", "directory_of_a_new_table_never_looks_like_a_file"),
+            ("src/compact/paths.rs", "manifest_then_lake_decide_which_directory_a_table_has"),
+        ],
+    },
 ];
 
 const HOUR: i64 = 1_767_225_600_000_000;
@@ -333,4 +343,60 @@ fn plan_keeps_its_encoding_when_the_setting_changes() {
         .collect();
     split.sort();
     assert_eq!(split.iter().map(|(_, s)| *s).collect::<Vec<_>>(), [true, false], "{split:?}");
+}
+
+fn one_row(server: &Server, table: &str, v: i64) {
+    server.store(&columnar(table, &[("time", mp::ints(&[HOUR + v])), ("v", mp::ints(&[v]))]));
+    server.flush();
+}
+
+/// Directories of the database `default`, each with its number of files.
+fn directories(lake: &Path) -> Vec<(String, usize)> {
+    let mut found: Vec<(String, usize)> = std::fs::read_dir(lake.join("default"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .map(|d| (d.clone(), lake::files(lake, &format!("default/{d}")).len()))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn new_table_named_like_a_file_gets_a_directory_that_does_not_look_like_one() {
+    let place = Place::new();
+    let tables = ["cpu.parquet", "cpu.Parquet", "cpu.tmp", "cpu.", "cpu.load", "_cpu.parquet"];
+    for start in 0..2 {
+        let server = place.start(&[]);
+        for (i, table) in tables.iter().enumerate() {
+            one_row(&server, table, start * 10 + i as i64);
+        }
+        server.stop();
+    }
+    let expected = ["%5Fcpu%2Eparquet", "cpu%2E", "cpu%2EParquet", "cpu%2Eparquet", "cpu%2Etmp", "cpu.load"];
+    assert_eq!(directories(&place.lake()), expected.map(|d| (d.to_owned(), 2)));
+}
+
+#[test]
+fn table_with_files_keeps_its_directory() {
+    let place = Place::new();
+    // As version 0.1.0 has left them, by this log or by another one.
+    for old in ["cpu.parquet", "gone.parquet"] {
+        std::fs::create_dir_all(place.lake().join("default").join(old).join("date=2025-12-31/hour=23")).unwrap();
+    }
+    let file = place.lake().join("default/cpu.parquet/date=2025-12-31/hour=23/other.parquet");
+    let server = place.start(&[]);
+    one_row(&server, "cpu", 0);
+    let (made, _) = directories(&place.lake()).into_iter().find(|(d, _)| d == "cpu").unwrap();
+    std::fs::copy(&lake::files(&place.lake(), &format!("default/{made}"))[0].path, file).unwrap();
+    std::fs::remove_dir_all(place.lake().join("default/gone.parquet")).unwrap();
+    for v in 1..3 {
+        one_row(&server, "cpu.parquet", v);
+        one_row(&server, "gone.parquet", v);
+    }
+    server.stop();
+    let server = place.start(&[]);
+    one_row(&server, "cpu.parquet", 3);
+    server.stop();
+    let expected = [("cpu", 1), ("cpu.parquet", 4), ("gone%2Eparquet", 2)];
+    assert_eq!(directories(&place.lake()), expected.map(|(d, n)| (d.to_owned(), n)));
 }
