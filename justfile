@@ -36,6 +36,11 @@ mutants *NAMES:
 system:
     tests/system/run
 
+# Versions of Polars, DataFusion, DuckDB, pyarrow, fastparquet, Spark and ClickHouse read every class of file; the table of docs/reading.md
+# (needs `cargo build --release`, Python, Java 17 for Spark; installs the readers into a cache of 3.3 GB, once).
+readers *ARGS:
+    tests/system/readers.py {{ARGS}}
+
 # Every fuzz target for its share of the seconds (needs cargo-fuzz). What the fuzzers left behind is replayed by `cargo test --test it corpus`.
 fuzz SECONDS="600":
     fuzz/run {{SECONDS}}
