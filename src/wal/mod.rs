@@ -17,6 +17,7 @@ pub mod reader;
 pub mod recover;
 pub mod shared;
 pub mod side;
+pub mod start;
 
 pub use queue::{AppendError, Appender, Completion};
 pub use shared::{SealedSegment, Shared, Watermarks};
@@ -25,6 +26,8 @@ pub use shared::{SealedSegment, Shared, Watermarks};
 pub(crate) mod memory;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod start_tests;
 #[cfg(test)]
 mod prealloc_tests;
 #[cfg(all(test, feature = "shuttle"))]

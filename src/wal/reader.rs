@@ -17,6 +17,14 @@ pub struct FileBytes {
     pub unreadable: Vec<u64>,
 }
 
+impl FileBytes {
+    /// Whether there are only zeros behind the headers, all of which could be read. Bytes of an earlier generation of the file do not count:
+    /// what stands behind an appended group must not be able to pass for another one.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.unreadable.is_empty() && self.bytes.get(FILE_HEADER_BYTES..).is_some_and(|b| b.iter().all(|b| *b == 0))
+    }
+}
+
 /// How often a block is read before it counts as unreadable: a device or a network may fail once.
 const TRIES: usize = 3;
 

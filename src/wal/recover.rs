@@ -16,8 +16,9 @@ use super::manifest::{Loaded, Manifest, ManifestError, ManifestState, load, put_
 use super::prealloc::{Preallocator, Spare};
 use super::reader::{FileBytes, header_of, read_file, read_header, salt_without_header, scan, scan_growing};
 use super::shared::{LogSettings, Received, SealedSegment, Shared, Watermarks, lock};
+pub use super::start::{Examined, OpenedLog, holds_log, open};
 use crate::clock::SharedClock;
-use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind, HeaderError};
+use crate::format::file_header::{DeclaredEnd, FORMAT_MINOR, FileHeader, FileKind, HeaderError};
 use crate::format::manifest::Entry;
 use crate::format::record::{RecordHeader, RecordKind};
 use crate::format::scan::{Finding, Known, Label, Scanner, Verdict};
@@ -92,6 +93,8 @@ struct Newest {
     end: u64,
     /// Records above F, to be copied: payload, header.
     tail: Vec<(RecordHeader, Vec<u8>)>,
+    /// Nothing was ever written into it.
+    untouched: bool,
 }
 
 impl Report {
@@ -421,7 +424,8 @@ fn judge_segment(
     });
     if newest {
         report.floor = v.floor;
-        report.newest = Some(cut_at_floor(&v, bytes));
+        let whole = matches!(header_of(file, FileKind::Segment), Ok((h, [None, None])) if h.file_len == l.len && h.minor == FORMAT_MINOR);
+        report.newest = Some(Newest { untouched: whole && bytes.is_untouched(), ..cut_at_floor(&v, bytes) });
     }
     Ok(Some(v.last_sequence + 1))
 }
@@ -441,7 +445,7 @@ fn cut_at_floor(v: &Verdict, bytes: &FileBytes) -> Newest {
         end = end.max(v.end);
     }
     // Not rounded up: the pad behind the last record may be torn, and what is declared is taken for durable from here on.
-    Newest { end, tail }
+    Newest { end, tail, untouched: false }
 }
 
 /// Why a log could not be opened.
@@ -461,35 +465,19 @@ fn at(what: impl Into<String>) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { what, source }
 }
 
-/// An open log, its machines not yet running.
-#[derive(Debug)]
-pub struct OpenedLog {
-    pub shared: Arc<Shared>,
-    pub manifest: Manifest,
-    pub committer: Committer,
-    pub prealloc: Arc<Preallocator>,
-    pub report: Report,
-    /// Held as long as the log is open.
-    pub lock: Box<dyn Any + Send + Sync>,
-}
-
 /// The state from which key and catalog folds start, handed out before the records are visited.
 pub type Visit<'a> = dyn FnMut(&ManifestState, Visited<'_>) + 'a;
 
-/// Opens the log in `settings.directory` for writing, making it when there is none.
-///
-/// `visit` sees every kept record whose sequence is above the manifest's checkpoint.
+/// Locks the log in `settings.directory` and looks at all of it; a directory that does not exist is made.
 ///
 /// # Errors
-/// [`OpenError`]; with `Locked` and `Refused` nothing has been changed.
-pub fn open(
+/// [`OpenError`].
+pub fn examine(
     vfs: &Arc<dyn Vfs>,
     settings: LogSettings,
-    clock: SharedClock,
-    metrics: Arc<Metrics>,
     visit: &mut dyn FnMut(Visited<'_>),
     progress: &mut dyn FnMut(Progress),
-) -> Result<OpenedLog, OpenError> {
+) -> Result<Examined, OpenError> {
     let dir = settings.directory.clone();
     let shown = dir.display().to_string();
     vfs.create_dir_all(&dir).map_err(at(&shown))?;
@@ -511,7 +499,7 @@ pub fn open(
             report.findings.len()
         )));
     }
-    act(vfs, settings, clock, metrics, report, held)
+    Ok(Examined { vfs: Arc::clone(vfs), settings, report, lock: held })
 }
 
 fn say(report: &Report) {
@@ -537,7 +525,7 @@ fn side_name(report: &Report, f: &SegmentFinding) -> Option<String> {
     Some(format!("{:016x}-{:016x}-{}.bin", s.salt, f.finding.from, f.finding.label.name()))
 }
 
-fn act(
+pub(super) fn act(
     vfs: &Arc<dyn Vfs>,
     settings: LogSettings,
     clock: SharedClock,
@@ -589,14 +577,21 @@ fn act(
     }
 
     let next_sequence = report.through + 1;
-    let newest = report.newest.take();
+    let mut newest = report.newest.take();
+    let again = report.segments.pop_if(|s| {
+        let empty = newest.as_ref().is_some_and(|n| n.untouched && n.tail.is_empty());
+        empty && s.label == "active" && s.first_sequence == next_sequence && s.file_len >= FILE_HEADER_BYTES as u64 + settings.segment_data
+    });
+    if again.is_some() {
+        newest = None;
+    }
     let last_report = report.segments.last().cloned();
     let tail = newest.as_ref().map(|n| &n.tail[..]).unwrap_or_default();
     let first = tail.first().map_or(next_sequence, |(h, _)| h.sequence);
     let activation = Activation {
         log,
         id: last_report.as_ref().map_or(report.state.released_segment, |s| s.id) + 1,
-        salt: clock.random_u64(),
+        salt: again.as_ref().map_or_else(|| clock.random_u64(), |s| s.salt),
         epoch,
         first_sequence: first,
         predecessor: last_report.as_ref().zip(newest.as_ref()).map(|(s, n)| DeclaredEnd {
@@ -629,24 +624,30 @@ fn act(
             let _ = vfs.remove(&path);
         })
     };
-    let spare = match make_spare(needed) {
+    let make = || match make_spare(needed) {
         Err(e) if is_no_space(&e) => {
             tracing::warn!("the disk is full: starting with a small segment out of the reserve, writes are refused until there is room");
             spend_reserve(&**vfs, &reserve, 0);
             make_spare(group.len() as u64 + 4 * BLOCK as u64)
         }
         x => x,
+    };
+    // INVARIANT(untouched-segment): the newest segment is taken again when it has two good headers and nothing but zeros, and no record can be
+    // missing from it: starts that fail behind this point then leave one segment, not one each.
+    let spare = match &again {
+        Some(s) => vfs.open(&s.path, true).map(|file| Spare { path: s.path.clone(), file, len: s.file_len }),
+        None => make(),
     }
     .map_err(at(format!("{}: preparing a segment", dir.display())))?;
     if let Some(s) = &last_report {
         // Its declared end may cover a mark that has never been synced.
         vfs.open(&s.path, true).and_then(|f| f.sync(SyncMode::Full)).map_err(at(format!("{}: sync", s.path.display())))?;
     }
-    let path = activate(&**vfs, &dir, &spare, &activation, &group).map_err(at(format!(
-        "{}: activating segment {}",
-        dir.display(),
-        activation.id
-    )))?;
+    let path = match again {
+        Some(s) => Ok(s.path),
+        None => activate(&**vfs, &dir, &spare, &activation, &group),
+    }
+    .map_err(at(format!("{}: activating segment {}", dir.display(), activation.id)))?;
     let opened = Entry::Opened { epoch, running_ms: report.state.running_ms, segment: activation.id };
     manifest
         .append(vec![opened], &[])
