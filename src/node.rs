@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::catalog::{Catalog, Limits};
 use crate::clock::SharedClock;
 use crate::compact::control::Control;
-use crate::compact::lake::LakeCheck;
+use crate::compact::lake::{LakeCheck, NodeFile};
 use crate::compact::worker::{Compactor, DRAIN_PATIENCE, Settings as CompactSettings, plan_object};
 use crate::compact::{Layout, unknown_setting};
 use crate::format::manifest::PlanWriter;
@@ -22,7 +22,7 @@ use crate::types::LogId;
 use crate::vfs::Vfs;
 use crate::wal::commit::Committer;
 use crate::wal::prealloc::Preallocator;
-use crate::wal::recover::{OpenError, Progress, open as open_log};
+use crate::wal::recover::{OpenError, Progress, examine, holds_log};
 use crate::wal::shared::LogSettings;
 use crate::wal::{Shared, files, manifest};
 
@@ -45,6 +45,10 @@ pub struct NodeSettings {
     pub lake: String,
     /// A lake that does not hold what this log has stored there is taken all the same.
     pub accept_new_lake: bool,
+    /// A directory without a log is an error.
+    pub require_existing: bool,
+    /// The machine's name, which the log leaves in the lake; None: nobody's log begins here.
+    pub host: Option<String>,
 }
 
 /// What the directory of a log says of the node that wrote it, for whoever drains it.
@@ -84,6 +88,7 @@ impl NodeSettings {
     /// When its last plan was written in a way that this version does not know.
     pub fn for_drain(mut self, left: &LeftBehind) -> Result<Self, String> {
         self.paused = false;
+        self.host = None;
         self.log.segment_data = DRAIN_SEGMENT;
         // No limit of this machine's log holds for that one: it has its size already, and nothing is added.
         self.log.max_size = u64::MAX;
@@ -152,11 +157,18 @@ pub fn open(
     let mut fold_error = None;
     // The checkpoint is folded in after the log: definitions are idempotent, and keys are put in order below.
     let mut log_keys = Newest::new(settings.idempotency_max_keys);
-    let opened = open_log(
+    let directory = settings.log.directory.clone();
+    if settings.require_existing && !holds_log(&**vfs, &directory).map_err(|e| NodeError::Other(format!("{}: {e}", directory.display())))? {
+        return Err(OpenError::Refused(format!(
+            "{}: holds no log, and wal.require_existing = true: expected the log of this node; mount its disk or correct wal.directory. To \
+             begin a new log here, start once with wal.require_existing = false",
+            directory.display()
+        ))
+        .into());
+    }
+    let mut found = examine(
         vfs,
         settings.log,
-        clock.clone(),
-        metrics,
         &mut |v| match PayloadView::parse(v.payload) {
             Ok(p) => {
                 if let Some(k) = p.index.key {
@@ -178,23 +190,17 @@ pub fn open(
         // A record that passes its CRC and cannot be read is a bug: the compactor will set it aside.
         tracing::error!(error = %e, "a record cannot be read");
     }
-    let state = &opened.manifest.state;
+    // The lake comes before the log: a start that fails here leaves nothing behind.
+    let (new_log, log) = (found.is_new(), found.log(clock));
+    let state = found.state();
     catalog.restore(state.tables.values()).map_err(NodeError::Other)?;
-    keys.resume(state.running_ms);
-    let checkpoint = &opened.report.state.keys;
-    for (s, k) in checkpoint {
-        keys.restore(*s, *k);
-    }
-    let through = checkpoint.last().map_or(0, |(s, _)| *s);
-    for (s, k) in log_keys.entries().filter(|(s, _)| *s > through) {
-        keys.restore(s, k);
-    }
     let shipped_last = state.plans.iter().rev().find(|(_, p)| p.shipped).map(|(k, _)| *k);
-    let sink = sink(opened.shared.log).map_err(NodeError::Other)?;
-    let known_object = shipped_last.filter(|_| !settings.accept_new_lake).map(|plan| plan_object(opened.shared.log, plan));
+    let sink = sink(log).map_err(NodeError::Other)?;
+    let known_object = shipped_last.filter(|_| !settings.accept_new_lake).map(|plan| plan_object(log, plan));
     let next = state.open_plan().map_or(state.next_plan, |p| p.plan.plan);
     let from_plan = if settings.accept_new_lake { next } else { 1 };
-    let mut check = LakeCheck { known_object, from_plan, lake: settings.lake };
+    let node = settings.host.map(|host| NodeFile::new(host, &directory, clock.wall_us()));
+    let mut check = LakeCheck { known_object, from_plan, lake: settings.lake, node, new_log };
     // A store that is away does not keep a server from taking writes: the compactor asks it what a start wants to know.
     if !sink.is_remote() {
         match check.run(&*sink) {
@@ -208,6 +214,16 @@ pub fn open(
             Err(e) => tracing::warn!(error = %e, "looking for unfinished files"),
         }
         check.known_object = None;
+    }
+    let opened = found.open(clock.clone(), metrics)?;
+    keys.resume(opened.manifest.state.running_ms);
+    let checkpoint = &opened.report.state.keys;
+    for (s, k) in checkpoint {
+        keys.restore(*s, *k);
+    }
+    let through = checkpoint.last().map_or(0, |(s, _)| *s);
+    for (s, k) in log_keys.entries().filter(|(s, _)| *s > through) {
+        keys.restore(s, k);
     }
     let control = Control::new(Arc::clone(&opened.shared), settings.paused);
     let mut compactor = Compactor::new(

@@ -162,7 +162,15 @@ pub fn node_settings(config: &Config) -> NodeSettings {
         idempotency_max_keys: config.ingest.idempotency_max_keys,
         lake: lake_name(config),
         accept_new_lake: config.storage.accept_new_lake,
+        require_existing: config.wal.require_existing,
+        host: Some(host_name()),
     }
+}
+
+/// The name of this machine.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|n| n.trim().to_owned()).ok();
+    name.filter(|n| !n.is_empty()).or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "localhost".into())
 }
 
 fn log_settings(config: &Config) -> LogSettings {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use super::lake::OtherLog;
 use crate::format::manifest::Entry;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, sleep};
@@ -63,6 +64,7 @@ pub struct Control {
     flushes: [AtomicU64; 3],
     forked: Mutex<Option<String>>,
     barred: Mutex<Option<String>>,
+    other_logs: Mutex<Vec<OtherLog>>,
     signal: (Mutex<bool>, Condvar),
 }
 
@@ -84,6 +86,7 @@ impl Control {
             flushes: Default::default(),
             forked: Mutex::default(),
             barred: Mutex::default(),
+            other_logs: Mutex::default(),
             signal: (Mutex::new(false), Condvar::new()),
         })
     }
@@ -210,6 +213,15 @@ impl Control {
     /// the store is not the lake of this log, or not one that can be used safely.
     pub fn forked(&self) -> Option<String> {
         lock(&self.forked).clone()
+    }
+
+    pub(super) fn set_other_logs(&self, found: Vec<OtherLog>) {
+        *lock(&self.other_logs) = found;
+    }
+
+    /// The logs of this host that the lake held when this log began, with this process.
+    pub fn other_logs(&self) -> Vec<OtherLog> {
+        lock(&self.other_logs).clone()
     }
 
     pub(super) fn set_barred(&self, why: Option<String>) {

@@ -317,6 +317,9 @@ schema! {
     wal: WalConfig {
         /// Directory of the log; created if missing.
         directory: Directory = "./data/wal".into();
+        /// Do not start where wal.directory holds no log: for a node whose log must be there, so that a disk that is not mounted is no new
+        /// log. Leave it false for the first start.
+        require_existing: Flag = false;
         /// Data bytes of a segment, rounded up to a multiple of 4KB.
         segment_size: Size<{ limits::MIN_SEGMENT_DATA as u64 }, { limits::MAX_SEGMENT_DATA as u64 }> = 64 * MB;
         /// Bytes the log may take on disk, pool included; writes are delayed from 80 % on and refused at 100 %.

@@ -438,6 +438,7 @@ mod tests {
             ("log.level", "info"),
             ("log.format", "auto"),
             ("wal.directory", "./data/wal"),
+            ("wal.require_existing", "false"),
             ("wal.segment_size", "64MB"),
             ("wal.max_size", "16GB"),
             ("wal.reserve", "64MB"),
@@ -468,7 +469,7 @@ mod tests {
             let i = find(path).unwrap_or_else(|| panic!("{path} is missing"));
             assert_eq!((KEYS[i].show)(&c), value, "{path}");
         }
-        assert_eq!(KEYS.len(), 80);
+        assert_eq!(KEYS.len(), 82);
     }
 
     #[test]

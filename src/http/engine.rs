@@ -529,6 +529,7 @@ impl Backend for Engine {
             "keys": r.keys.len(),
             "last_error": r.shared.last_error(),
             "damage": r.control.damage(),
+            "other_logs": r.control.other_logs(),
             "poisoned": r.shared.is_poisoned(),
             "forked": r.control.forked(),
             "paused": r.control.is_paused(),

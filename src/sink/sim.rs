@@ -390,6 +390,19 @@ impl Sink for SimStore {
         self.state().device
     }
 
+    fn children(&self, dir: &str, most: usize) -> SinkResult<Vec<String>> {
+        self.plain(Call::Describe, dir)?;
+        let prefix = format!("{dir}/");
+        let below = |n: &String| Some(n.strip_prefix(&prefix)?.split('/').next()?.to_owned());
+        let names: std::collections::BTreeSet<String> = self.state().objects.keys().filter_map(below).collect();
+        Ok(names.into_iter().take(most).collect())
+    }
+
+    fn get_small(&self, name: &str) -> SinkResult<Option<Vec<u8>>> {
+        self.plain(Call::Describe, name)?;
+        Ok(self.get(name).map(|b| b.to_vec()))
+    }
+
     fn sweep(&self) -> SinkResult<Swept> {
         self.plain(Call::Sweep, "")?;
         Ok(Swept { removed: 0, complete: true })

@@ -781,7 +781,7 @@ fn writes_go_on_while_a_flush_waits() {
     assert_eq!(shipped(&place), (0..20).collect::<Vec<_>>());
 }
 
-/// The lake holds the data files that its plan object names, the plan object, and nothing else.
+/// The lake holds the data files that its plan object names, the plan object, where the log began, and nothing else.
 #[test]
 fn what_the_lake_holds_is_whole() {
     let place = unshipped();
@@ -789,8 +789,9 @@ fn what_the_lake_holds_is_whole() {
     server.flush();
     server.stop();
     let names = lake::names(&place.lake());
-    let plans: Vec<&String> = names.iter().filter(|n| n.starts_with("_arc/")).collect();
-    assert_eq!((names.len(), plans.len()), (2, 1), "{names:?}");
+    let plans: Vec<&String> = names.iter().filter(|n| n.starts_with("_arc/") && n.contains("/plan-")).collect();
+    assert_eq!((names.len(), plans.len()), (3, 1), "{names:?}");
+    assert!(names.iter().any(|n| n.starts_with("_arc/") && n.ends_with("/node.json")), "{names:?}");
     let plan: Value = serde_json::from_slice(&std::fs::read(place.lake().join(plans[0])).unwrap()).unwrap();
     assert!(names.contains(&plan["outputs"][0]["name"].as_str().unwrap().to_owned()), "{plan}");
 }

@@ -14,6 +14,7 @@
 mod backends;
 mod errors;
 mod http;
+mod listing;
 mod race;
 mod renew;
 pub mod sim_s3;
@@ -581,6 +582,16 @@ impl Sink for ObjectSink {
 
     fn device(&self) -> Option<u64> {
         None
+    }
+
+    fn children(&self, dir: &str, most: usize) -> SinkResult<Vec<String>> {
+        let path = self.shared.path(dir)?;
+        self.block_on(self.shared.children(&path, most))
+    }
+
+    fn get_small(&self, name: &str) -> SinkResult<Option<Vec<u8>>> {
+        let path = self.shared.path(name)?;
+        self.block_on(self.shared.get_small(&path))
     }
 
     fn sweep(&self) -> SinkResult<Swept> {

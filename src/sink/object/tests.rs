@@ -726,6 +726,22 @@ fn a_small_object_of_any_length_is_known_again() {
 }
 
 #[test]
+fn children_and_small_objects_are_read_from_a_store() {
+    for prefix in ["", "a/b"] {
+        let sim = SimS3::new(SimStore::new());
+        let sink = sink_with(&sim, prefix, Verify::Head);
+        assert_eq!((sink.children("_arc", 9).unwrap(), sink.get_small("_arc/x/node.json").unwrap()), (Vec::<String>::new(), None));
+        for name in ["_arc/y/plan-1", "_arc/x/node.json", "_arc/x/plan-12", "other/z"] {
+            sink.put_small(name, name.as_bytes()).unwrap();
+        }
+        assert_eq!(sink.children("_arc", 9).unwrap(), ["x", "y"]);
+        assert_eq!(sink.children("_arc", 1).unwrap(), ["x"]);
+        assert_eq!(sink.children("_arc/x", 9).unwrap(), ["node.json", "plan-12"]);
+        assert_eq!(sink.get_small("_arc/x/node.json").unwrap().unwrap(), b"_arc/x/node.json");
+    }
+}
+
+#[test]
 fn names_and_sizes_have_bounds() {
     let (_, sim, sink) = setup();
     let long = format!("{}/x", vec!["y".repeat(200); 6].join("/"));

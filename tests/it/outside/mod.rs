@@ -5,6 +5,7 @@ mod build;
 mod damage;
 mod decode;
 mod http;
+mod lake;
 mod readers;
 mod store;
 
@@ -22,7 +23,7 @@ pub(super) struct Case {
     pub(super) tests: &'static [(&'static str, &'static str)],
 }
 
-const AREAS: &[&[Case]] = &[build::CASES, damage::CASES, decode::CASES, http::CASES, readers::CASES, store::CASES];
+const AREAS: &[&[Case]] = &[build::CASES, damage::CASES, decode::CASES, http::CASES, lake::CASES, readers::CASES, store::CASES];
 
 #[test]
 fn every_case_names_tests_that_exist() {
