@@ -1,10 +1,10 @@
 //! What clients sent and heard, and what that obliges the server to.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use arc_ingest::clock::SplitMix64;
 use arc_ingest::http::Dialect;
-use arc_ingest::sink::sim::SimStore;
 use arrow::array::{Array, Float64Array, Int64Array, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::DataType;
 use serde_json::{Map, Value, json};
@@ -391,9 +391,9 @@ fn hive_hour(time_us: i64) -> String {
 }
 
 /// Every row in the store's Parquet objects, by its number, with a reader that is not ours.
-pub fn read_store(store: &SimStore) -> Result<HashMap<i64, Vec<Row>>, String> {
+pub fn read_store(objects: &BTreeMap<String, Arc<[u8]>>) -> Result<HashMap<i64, Vec<Row>>, String> {
     let mut out: HashMap<i64, Vec<Row>> = HashMap::new();
-    for (name, bytes) in store.objects().into_iter().filter(|(n, _)| n.ends_with(".parquet")) {
+    for (name, bytes) in objects.iter().filter(|(n, _)| n.ends_with(".parquet")) {
         let parts: Vec<&str> = name.split('/').collect();
         let [database, table, date, hour, _] = parts[..] else { return Err(format!("{name}: expected database/table/date/hour/file")) };
         if database != DATABASE {

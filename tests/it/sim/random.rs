@@ -21,6 +21,9 @@ pub struct Outcome {
     pub replays: u64,
     pub partial: u64,
     pub rots: u64,
+    /// Worlds with a local lake, and how often it was unmounted.
+    pub local: u64,
+    pub unmounts: u64,
     pub faults: BTreeMap<String, u64>,
     pub ends: BTreeMap<String, u64>,
     pub trace: u64,
@@ -70,6 +73,11 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
     let mut s = SplitMix64(seed ^ 0x317e);
     if s.chance(500) {
         w.behind_a_wire(if s.chance(500) { 1 << 20 } else { 1000 }, s.chance(500));
+    }
+    let mut t = SplitMix64(seed ^ 0x10ca1);
+    if w.wire.is_none() && t.chance(500) {
+        w.on_a_local_lake();
+        w.unmounts = if t.chance(400) { 5 } else { 0 };
     }
     let logged = number("ARC_SIM_LOG").is_some_and(|n| n > 0);
     if logged {
@@ -123,7 +131,9 @@ pub fn live(seed: u64) -> Result<Outcome, String> {
     out.answers = w.answers;
     out.replays = w.replays;
     out.partial = w.partial;
-    out.objects = w.store.objects().len() as u64;
+    out.objects = w.objects().len() as u64;
+    out.local = u64::from(w.local);
+    out.unmounts = w.unmounted;
     out.faults = w.disk.injected().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
     out.trace = w.trace;
     Ok(out)
@@ -173,6 +183,8 @@ fn random_lives_keep_every_promise() {
                 total.replays += o.replays;
                 total.partial += o.partial;
                 total.rots += o.rots;
+                total.local += o.local;
+                total.unmounts += o.unmounts;
                 for (k, v) in o.faults {
                     *total.faults.entry(k).or_default() += v;
                 }
@@ -220,6 +232,7 @@ fn random_lives_keep_every_promise() {
         }
         assert!(total.rots > 0 && total.replays > 0, "{} rotten, {} replayed", total.rots, total.replays);
         assert!(total.partial > 0, "no write was partial");
+        assert!(total.local > 0 && total.unmounts > 0, "{} local lakes, {} unmounts", total.local, total.unmounts);
     }
 }
 

@@ -37,6 +37,7 @@ use super::next::{Next, PATIENT};
 
 mod checks;
 mod faults;
+mod local;
 
 use checks::is_announced;
 
@@ -123,6 +124,8 @@ impl Machine {
             idempotency_max_keys: 1_000_000,
             lake: "the simulated store".into(),
             accept_new_lake: false,
+            require_existing: false,
+            host: Some("sim".into()),
         }
     }
 }
@@ -216,6 +219,13 @@ pub struct World {
     pub store: SimStore,
     /// The store is reached by requests, with the client of a real one; with the size of its parts.
     pub wire: Option<(SimS3, usize)>,
+    /// The lake is a directory of the disk, and the store is not used.
+    pub local: bool,
+    /// How often the local lake is unmounted or mounted: per mille of steps; how often it was unmounted.
+    pub unmounts: u64,
+    pub unmounted: u64,
+    /// Objects of the local lake that were looked at.
+    seen: BTreeSet<String>,
     pub model: Model,
     pub machine: Machine,
     pub boots: u64,
@@ -267,7 +277,7 @@ impl World {
         let (store, broken) = (SimStore::new(), Arc::new(Mutex::new(None)));
         let (seen_by, told) = (disk.clone(), Arc::clone(&broken));
         store.set_witness(move |store, name, bytes| {
-            if let Err(why) = is_announced(&seen_by, store, name, bytes) {
+            if let Err(why) = is_announced(&seen_by, &|n| store.get(n).is_some(), name, bytes) {
                 told.lock().unwrap().get_or_insert(why);
             }
         });
@@ -276,6 +286,10 @@ impl World {
             disk,
             store,
             wire: None,
+            local: false,
+            unmounts: 0,
+            unmounted: 0,
+            seen: BTreeSet::new(),
             model: Model::default(),
             machine,
             boots: 0,
@@ -313,8 +327,11 @@ impl World {
         self.clock.jump(us);
     }
 
-    fn sink(&self, log: LogId, metrics: &Arc<Metrics>, clock: &SharedClock) -> Arc<dyn Sink> {
-        let Some((s3, part_size)) = &self.wire else { return Arc::new(self.store.clone()) };
+    fn sink(&self, log: LogId, metrics: &Arc<Metrics>, clock: &SharedClock) -> Result<Arc<dyn Sink>, String> {
+        if self.local {
+            return self.local_sink(log);
+        }
+        let Some((s3, part_size)) = &self.wire else { return Ok(Arc::new(self.store.clone())) };
         let settings = S3Settings {
             bucket: "bucket".into(),
             endpoint: "http://127.0.0.1:1".into(),
@@ -336,7 +353,7 @@ impl World {
             race_keys: 1,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        Arc::new(ObjectSink::new(remote, settings, log, Driver::apart(runtime), Arc::clone(metrics), clock.clone()))
+        Ok(Arc::new(ObjectSink::new(remote, settings, log, Driver::apart(runtime), Arc::clone(metrics), clock.clone())))
     }
 
     fn new_process(&mut self) -> SharedClock {
@@ -369,6 +386,7 @@ impl World {
             }
         }
         self.model.cut_off();
+        self.mount(true);
     }
 
     /// One life of the process, up to its end and that of the machine if that comes with it.
@@ -428,6 +446,7 @@ impl World {
         let ended = ended?;
         let ended = if self.disk.is_off() { Ended::Off } else { ended };
         self.end(ended);
+        self.check_lake(true)?;
         self.trace = self.trace.rotate_left(5) ^ self.disk.trace() ^ self.store_calls().wrapping_mul(0x9e37_79b9);
         Ok(ended)
     }
@@ -441,7 +460,7 @@ impl World {
         let faults = |d: &SimDisk| d.injected().values().sum::<u64>();
         let faults_before = faults(&self.disk);
         let settings = self.settings();
-        let sink = |log| Ok(self.sink(log, &metrics, clock));
+        let sink = |log| self.sink(log, &metrics, clock);
         let opened = node::open(&self.disk.vfs(), settings, clock, Arc::clone(&metrics), sink, &mut |_| {});
         if self.disk.is_off() {
             return Ok(Err(Ended::Off));
@@ -513,7 +532,7 @@ impl World {
 
     fn step_compactor(&mut self, l: &mut Live, early: impl FnOnce(&mut Self) -> bool) -> Result<(), String> {
         match l.r.compactor.step() {
-            Work::Worked => {}
+            Work::Worked => self.check_lake(false)?,
             Work::Wait(t) => l.compactor_due = self.clock.monotonic() + if early(self) { Duration::ZERO } else { t },
             Work::Done => {
                 if let Some(why) = l.r.control.forked() {
@@ -609,7 +628,11 @@ impl World {
             if r.shared.is_poisoned() {
                 return Ok(Ended::Poisoned);
             }
+            if self.lake_is_spoiled(&r.shared) {
+                return Ok(Ended::Killed);
+            }
             if i % 100 == 99 {
+                self.mount(true);
                 // Somebody makes room, and the store is repaired.
                 self.disk.set_capacity(u64::MAX);
                 if self.repairs {
@@ -627,6 +650,7 @@ impl World {
             tokio::task::yield_now().await;
             self.hear(&l.answers)?;
             self.check_puts()?;
+            self.check_lake(false)?;
             self.check_removed()?;
             let w = r.shared.watermarks();
             let waiting = self.model.requests.iter().any(|r| r.in_flight > 0);

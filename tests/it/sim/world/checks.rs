@@ -30,6 +30,11 @@ pub(super) fn file_name(p: &Path) -> String {
     p.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned()
 }
 
+/// In hexadecimal.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// The manifest as a power cut would leave it.
 pub(super) fn durable_manifest(disk: &SimDisk) -> Result<Option<manifest::Loaded>, String> {
     let copy = disk.durable_copy(|p| files::parse_segment(&file_name(p)).is_none());
@@ -37,7 +42,7 @@ pub(super) fn durable_manifest(disk: &SimDisk) -> Result<Option<manifest::Loaded
 }
 
 /// INVARIANT(intent-before-publish) and INVARIANT(plan-object), looked at when a file of the lake becomes visible.
-pub(super) fn is_announced(disk: &SimDisk, store: &SimStore, name: &str, bytes: &[u8]) -> Result<(), String> {
+pub(super) fn is_announced(disk: &SimDisk, there: &dyn Fn(&str) -> bool, name: &str, bytes: &[u8]) -> Result<(), String> {
     if !name.ends_with(".parquet") {
         return Ok(());
     }
@@ -46,13 +51,13 @@ pub(super) fn is_announced(disk: &SimDisk, store: &SimStore, name: &str, bytes: 
     let Some((plan, n)) = loaded.state.plans.values().find_map(|p| Some((p, place(p)?))) else {
         return Err(format!("{name} is put, and the durable manifest has no plan for it"));
     };
-    let sha256: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let sha256 = sha256(bytes);
     let intents = plan.intents.get(&n).map(Vec::as_slice).unwrap_or_default();
     if !intents.iter().any(|f| f.length == bytes.len() as u64 && f.sha256 == sha256) {
         return Err(format!("{name} is put with {} bytes, {sha256}; the durable manifest has the intents {intents:?}", bytes.len()));
     }
     let object = plan_object(loaded.header.log, plan.plan.plan);
-    if store.get(&object).is_none() { Err(format!("{name} is put, and {object} is not in the store")) } else { Ok(()) }
+    if !there(&object) { Err(format!("{name} is put, and {object} is not in the store")) } else { Ok(()) }
 }
 
 impl World {
@@ -148,6 +153,7 @@ impl World {
             s3.clear_faults();
         }
         self.clock_jumps = 0;
+        self.unmounts = 0;
         self.disk_full = 0;
         for life in 0.. {
             let ended = self.boot(Boot { elsewhere, ..Boot::server(50, 0, true) })?;
@@ -172,7 +178,7 @@ impl World {
             }
         }
         self.check_puts()?;
-        let mut present = read_store(&self.store)?;
+        let mut present = read_store(&self.objects())?;
         let aside = self.quarantined(&mut present)?;
         let loaded = manifest::load(&*self.disk.vfs(), Path::new(WAL)).map_err(|e| e.to_string())?;
         let damage = loaded.map(|l| l.state.damage).unwrap_or_default();

@@ -73,6 +73,7 @@ impl World {
     }
 
     pub(super) fn disturb(&mut self) {
+        self.disturb_lake();
         if self.random.chance(self.clock_jumps) {
             let by = self.random.below(7_200_000_000) as i64 - 3_600_000_000;
             self.clock.jump(by);
