@@ -113,7 +113,9 @@ impl Engine {
         }
         let mut most = compression::expected(&body).max(2 * LARGE_BODY).min(s.max_inflated_size);
         loop {
-            let turn = self.large.turn(most, if text { most.min(s.max_record_size) } else { 0 }).await?;
+            // Few bodies are nested values throughout: room for the most that could become of them would make every body wait.
+            let text = if text { most.min(s.max_record_size) / 2 } else { 0 };
+            let turn = self.large.turn(most, text).await?;
             let inflated = aside(true, || compression::inflate_layers(body.clone(), layers, s.max_payload_size, most));
             match inflated {
                 // Once more, with room for all that a body may be.
