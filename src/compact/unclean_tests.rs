@@ -155,3 +155,18 @@ fn a_plan_ends_with_its_slices_or_its_column_chunks() {
         assert_eq!((c.rows(), c.files().len()), (25, plans), "{slices} slices, {chunks} chunks");
     }
 }
+
+/// A version with other row groups makes other bytes of an open plan: its intent is added, and nothing is published twice.
+#[test]
+fn an_intent_with_other_bytes_does_not_stop_its_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let (c, rows) = with_plan(dir.path());
+    drop(c);
+    let mut c = Core::open_with(dir.path(), 256 << 10, |m| {
+        let sha256 = "0".repeat(64);
+        let other = Entry::Intent { plan: 1, output: 0, length: 7, sha256, rows, set_aside: vec![] };
+        m.append(vec![other], &[]).unwrap();
+    });
+    assert!(c.ship(), "{:?}", c.shared.last_error());
+    assert_eq!((c.rows(), c.files().len(), c.control.deferred().outputs), (2 * rows, 2, 0));
+}
