@@ -1,5 +1,6 @@
 //! From the configuration to the settings of each part, for whatever opens a log: the server, a drain.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::clock::SharedClock;
@@ -35,11 +36,19 @@ pub fn open_sink(config: &Config, log: LogId, metrics: &Arc<Metrics>, clock: &Sh
         let sink = LocalSink::open(lake, log).map_err(|e| format!("storage.local_path {}: {e}", lake.display()))?;
         return Ok(Arc::new(sink));
     }
-    let endpoint = Endpoint { timeout: s.timeout, connector: None };
-    let (remote, prefix) = match s.backend {
-        config::Backend::Azure => (Remote::azure(&azure_settings(config), &endpoint)?, &s.azure_prefix),
-        config::Backend::Gcs => (Remote::gcs(&gcs_settings(config), &endpoint)?, &s.gcs_prefix),
-        _ => (Remote::s3(&s3_settings(config), &endpoint)?, &s.s3_prefix),
+    let endpoint = Endpoint { timeout: s.timeout, env: config.cloud.clone(), connector: None };
+    // A client library that panics over a setting is an error that names the settings.
+    let remote = catch_unwind(AssertUnwindSafe(|| match s.backend {
+        config::Backend::Azure => Remote::azure(&azure_settings(config), &endpoint),
+        config::Backend::Gcs => Remote::gcs(&gcs_settings(config), &endpoint),
+        _ => Remote::s3(&s3_settings(config), &endpoint),
+    }));
+    let remote =
+        remote.unwrap_or_else(|_| Err(format!("storage.{}_*: the client of the store panicked over these settings", s.backend)))?;
+    let prefix = match s.backend {
+        config::Backend::Azure => &s.azure_prefix,
+        config::Backend::Gcs => &s.gcs_prefix,
+        _ => &s.s3_prefix,
     };
     let object = ObjectSettings {
         prefix: prefix.trim_matches('/').to_owned(),

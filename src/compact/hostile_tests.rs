@@ -155,7 +155,7 @@ impl Wire {
             ..S3Settings::default()
         };
         let timeout = Duration::from_secs(30);
-        let remote = Remote::s3(&s3, &Endpoint { timeout, connector: Some(Arc::new(self.s3.clone())) }).unwrap();
+        let remote = Remote::s3(&s3, &Endpoint { timeout, connector: Some(Arc::new(self.s3.clone())), ..Endpoint::default() }).unwrap();
         let settings = ObjectSettings {
             prefix: String::new(),
             part_size: self.part_size,

@@ -79,6 +79,8 @@ macro_rules! schema {
             $( pub $section: $Section, )+
             /// `ARC_LOG`: a filter such as `info,arc_ingest::wal=debug` that takes the place of `log.level`.
             pub log_filter: Option<String>,
+            /// What the client of the store reads from the environment.
+            pub cloud: super::cloud::CloudVariables,
         }
 
         /// Section names with their description.
@@ -338,6 +340,8 @@ schema! {
         poison_exit_after: Span = Duration::from_secs(30);
         /// Time a request waits for its place in the log before it gets 503.
         queue_timeout: Span = Duration::from_secs(2);
+        /// Start although the directory is on tmpfs or ramfs, whose files are gone when the machine stops.
+        allow_volatile: Flag = false;
         /// Quiet time after which the last group gets a synced mark.
         mark_delay: Span = Duration::from_millis(50);
     }
@@ -347,7 +351,7 @@ schema! {
         backend: OneOf<Backend> = Backend::Local;
         /// Directory of the lake for backend = "local"; created if missing.
         local_path: Directory = "./data/lake".into();
-        /// Start although the lake does not hold what this log has shipped before; for a lake that was moved or emptied on purpose.
+        /// Start although the lake does not hold the newest plan that this log has shipped; for a lake that was moved or emptied on purpose.
         accept_new_lake: Flag = false;
         /// Partition directories: "hive" is date=YYYY-MM-DD/hour=HH, "arc" is YYYY/MM/DD/HH.
         layout: OneOf<Layout> = Layout::Hive;

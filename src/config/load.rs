@@ -1,5 +1,6 @@
 //! Reads the layers, and checks what came out.
 
+use super::cloud::CloudVariables;
 use super::keys::{Backend, Compression, Config, KEYS, Key, SyncMode, find};
 use super::paths::{is_within, mistaken, real};
 use super::value::{Kind, show_size};
@@ -30,6 +31,7 @@ impl Config {
         }
         let block = limits::BLOCK as u64;
         config.wal.segment_size = config.wal.segment_size.next_multiple_of(block);
+        config.cloud = CloudVariables::read(&config, &options.env)?;
         check(&config, &origins, &mut warnings)?;
         Ok((config, origins, warnings))
     }
@@ -168,12 +170,16 @@ fn apply_env(config: &mut Config, origins: &mut Origins, warnings: &mut Vec<Warn
     let names: Vec<String> = KEYS.iter().map(Key::env).collect();
     for (name, value) in &options.env {
         let Some(name) = name.to_str().filter(|n| n.starts_with("ARC_")) else { continue };
+        // Compose files and pods set an empty variable where none is meant.
+        if value.is_empty() {
+            continue;
+        }
         if let Some(i) = names.iter().position(|n| n == name) {
             let origin = Origin::Env(name.to_owned());
             let Some(text) = value.to_str() else {
                 return Err(refused(&KEYS[i], &origin, "bytes that are not UTF-8".into()));
             };
-            set(config, origins, i, text, origin, || format!("{text:?}"))?;
+            set(config, origins, i, text, origin, || format!("{text:?}{}", service_link(text)))?;
         } else if name == "ARC_LOG" {
             let text = value.to_string_lossy();
             config.log_filter = (!text.trim().is_empty()).then(|| text.into_owned());
@@ -184,6 +190,15 @@ fn apply_env(config: &mut Config, origins: &mut Origins, warnings: &mut Vec<Warn
         }
     }
     Ok(())
+}
+
+/// Kubernetes sets `<NAME>_PORT=tcp://<address>` for each Service in the namespace of a pod.
+fn service_link(text: &str) -> &'static str {
+    if ["tcp://", "udp://", "sctp://"].iter().any(|s| text.starts_with(s)) {
+        "; Kubernetes sets this variable for a Service of that name: set enableServiceLinks: false in the pod's spec"
+    } else {
+        ""
+    }
 }
 
 fn apply_set(config: &mut Config, origins: &mut Origins, text: &str) -> Result<(), ConfigError> {
@@ -246,6 +261,12 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
             named("server.max_payload_size")
         ));
     }
+    if !is_host(&server.host) {
+        return refuse(format!(
+            "{}: expected an IP address, such as 0.0.0.0 or [::], or a host name, without a port",
+            named("server.host")
+        ));
+    }
     if compaction.compression == Compression::Gzip && compaction.level > MAX_GZIP_LEVEL {
         return refuse(format!(
             "{} is no level of {}: expected 1 to {MAX_GZIP_LEVEL}",
@@ -255,6 +276,11 @@ fn check(config: &Config, origins: &Origins, warnings: &mut Vec<Warning>) -> Res
     }
     check_storage(config, &named)?;
     check_paths(config, &named)?;
+    // Both are locked, and token edits would wait for ever for the server's lock.
+    let token_directory = config.auth.token_file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if config.auth.enabled && real(token_directory) == real(&wal.directory) {
+        return refuse(format!("{} is in {}: put it into another directory", named("auth.token_file"), named("wal.directory")));
+    }
     if !server.insecure && !config.auth.enabled && !is_loopback(&server.host) {
         return Err(ConfigError::OpenBind { host: named("server.host") });
     }
@@ -347,10 +373,28 @@ fn check_paths(config: &Config, named: &dyn Fn(&str) -> String) -> Result<(), Co
     ))
 }
 
+/// A host without its brackets: `[::1]` is how an IPv6 address stands before a port.
+pub fn bare_host(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
+}
+
+/// Whether it can be the name or the address of a host.
+fn is_host(host: &str) -> bool {
+    let bare = bare_host(host);
+    // With a zone, such as fe80::1%eth0.
+    let address = bare.split_once('%').map_or(bare, |(a, _)| a);
+    if address.parse::<std::net::IpAddr>().is_ok() {
+        return bare.len() == host.len() || address.contains(':');
+    }
+    let label = |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let name = host.strip_suffix('.').unwrap_or(host);
+    // Numbers alone were meant as an address.
+    name.split('.').all(label) && !name.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+}
+
 /// Whether only this machine can reach the host. A name other than `localhost` may resolve to anything.
 pub fn is_loopback(host: &str) -> bool {
-    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    match bare.parse::<std::net::IpAddr>() {
+    match bare_host(host).parse::<std::net::IpAddr>() {
         Ok(ip) => ip.to_canonical().is_loopback(),
         Err(_) => host.eq_ignore_ascii_case("localhost"),
     }
@@ -448,6 +492,7 @@ mod tests {
             ("wal.on_damage", "set-aside"),
             ("wal.poison_exit_after", "30s"),
             ("wal.queue_timeout", "2s"),
+            ("wal.allow_volatile", "false"),
             ("wal.mark_delay", "50ms"),
             ("storage.backend", "local"),
             ("storage.local_path", "./data/lake"),
@@ -469,7 +514,7 @@ mod tests {
             let i = find(path).unwrap_or_else(|| panic!("{path} is missing"));
             assert_eq!((KEYS[i].show)(&c), value, "{path}");
         }
-        assert_eq!(KEYS.len(), 82);
+        assert_eq!(KEYS.len(), 83);
     }
 
     #[test]
@@ -538,7 +583,7 @@ mod tests {
         has(&error("[wal]\nsegment_size = [1]", &[], &[]), &["found an array"]);
         has(&error("wal = 1", &[], &[]), &["wal (file", "a table [wal]"]);
         has(&error("", &[("ARC_SERVER_READ_TIMEOUT", "0")], &[]), &["server.read_timeout (env ARC_SERVER_READ_TIMEOUT)", "found \"0\""]);
-        has(&error("", &[("ARC_SERVER_HOST", "")], &[]), &["server.host", "non-empty"]);
+        has(&error("", &[("ARC_SERVER_HOST", " ")], &[]), &["server.host", "non-empty"]);
         has(&error("", &[], &["compaction.level=23"]), &["compaction.level (--set)", "1 to 22", "found \"23\""]);
         has(&error("[wal\n", &[], &[]), &["./arc.toml line 1", "not valid TOML"]);
         has(&error("[server]\nport = 1\nport = 2\n", &[], &[]), &["line 3"]);

@@ -4,16 +4,18 @@
 //! is never split by guessing. Nothing here reads the process: the environment and the working directory are
 //! arguments.
 
+pub mod cloud;
 pub mod keys;
 pub mod value;
 mod load;
 mod paths;
 
+pub use cloud::CloudVariables;
 pub use keys::{
     AuthConfig, Backend, CompactionConfig, Compression, Config, CreateOnly, IngestConfig, KEYS, Key, LargeUnsigned, Layout, LogConfig,
     LogFormat, LogLevel, Nested, OnDamage, SECTIONS, ServerConfig, StorageConfig, SyncMode, Verify, WalConfig, WalIo, reference,
 };
-pub use load::is_loopback;
+pub use load::{bare_host, is_loopback};
 pub use value::{Secret, Word};
 
 use std::fmt;
@@ -29,7 +31,7 @@ pub struct LoadOptions {
     pub config_path: Option<PathBuf>,
     /// `--set section.key=value`, in order; the last one for a key wins.
     pub sets: Vec<String>,
-    /// The environment; names that do not begin with `ARC_` are ignored.
+    /// The environment: `ARC_` variables, and those that the client of the store reads.
     pub env: Vec<(std::ffi::OsString, std::ffi::OsString)>,
     /// Directory from which `arc.toml` and a relative `config_path` count.
     pub cwd: PathBuf,

@@ -21,6 +21,7 @@ use super::conn::{ConnState, Ended, Http, Part, Stream, Watched, drive};
 use super::routes::{ConnService, router};
 use super::tls::{Tls, handshake};
 use super::{App, Backend};
+use crate::config::bare_host;
 use crate::metrics::{Metrics, Rejected};
 
 /// Largest read buffer of a connection: a body of the usual size still comes in few pieces.
@@ -41,7 +42,7 @@ const BACKLOG: u32 = 4096;
 /// Of looking the host up, and of the last address tried.
 pub async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address");
-    for address in lookup_host((host, port)).await? {
+    for address in lookup_host((bare_host(host), port)).await? {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
         let listening = socket.and_then(|s| {
             s.set_reuseaddr(true)?;

@@ -23,13 +23,15 @@ mod uploads;
 #[cfg(test)]
 mod tests;
 
+use std::any::Any;
 use std::collections::{BTreeSet, HashSet};
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt as _, StreamExt};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, PutMode, PutOptions, PutPayload};
@@ -240,6 +242,12 @@ impl ObjectSink {
     }
 }
 
+/// What a panic in the client library comes to: the error of one call.
+fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("the client of the store panicked, which is a bug of it: {}", text.unwrap_or("no message"))
+}
+
 impl Shared {
     fn path(&self, name: &str) -> SinkResult<Path> {
         check_name(name)?;
@@ -266,8 +274,9 @@ impl Shared {
         limit: Duration,
         request: impl Future<Output = object_store::Result<T>> + Send,
     ) -> Result<T, Failed> {
-        let result = match tokio::time::timeout(limit, watched(request)).await {
-            Ok((r, seen)) => r.map_err(|e| Failed::from_store(self.context(op, path), &e, &seen)),
+        let result = match tokio::time::timeout(limit, watched(AssertUnwindSafe(request).catch_unwind())).await {
+            Ok((Ok(r), seen)) => r.map_err(|e| Failed::from_store(self.context(op, path), &e, &seen)),
+            Ok((Err(panic), _)) => Err(Failed::new(Class::Garbled, self.context(op, path), panicked(&*panic))),
             Err(_) => Err(Failed::new(Class::Timeout, self.context(op, path), format!("no answer within {limit:?} (storage.timeout)"))),
         };
         if result.as_ref().is_err_and(|f| f.stale) {

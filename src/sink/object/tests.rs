@@ -20,7 +20,7 @@ fn remote(sim: &SimS3) -> Remote {
         checksums: true,
         ..S3Settings::default()
     };
-    let endpoint = Endpoint { timeout: Duration::from_secs(30), connector: Some(Arc::new(sim.clone())) };
+    let endpoint = Endpoint { timeout: Duration::from_secs(30), env: Default::default(), connector: Some(Arc::new(sim.clone())) };
     Remote::s3(&settings, &endpoint).unwrap()
 }
 
@@ -645,7 +645,7 @@ fn what_stands_between_does_not_speak_for_the_store() {
 fn the_source_of_the_credentials_does_not_speak_for_the_store() {
     let sim = SimS3::new(SimStore::new());
     let settings = S3Settings { bucket: "bucket".into(), endpoint: "https://store.example".into(), ..S3Settings::default() };
-    let endpoint = Endpoint { timeout: Duration::from_secs(30), connector: Some(Arc::new(sim.clone())) };
+    let endpoint = Endpoint { timeout: Duration::from_secs(30), env: Default::default(), connector: Some(Arc::new(sim.clone())) };
     let remote = Remote::s3_from(object_store::aws::AmazonS3Builder::new(), false, &settings, &endpoint).unwrap();
     let sink = sink_on(remote, "", Verify::Head);
     use WireFault::{Answers, Refused};
@@ -663,6 +663,20 @@ fn the_source_of_the_credentials_does_not_speak_for_the_store() {
             assert!(e.contains("no credentials: PUT http://169.254.169.254: "), "{fault:?}: {e}");
         }
     }
+}
+
+/// The thread that asked goes on, and so does the next call.
+#[test]
+fn client_that_panics_is_an_error_of_that_call() {
+    let (_, sim, sink) = setup();
+    sim.set_faults(|_| panic!("a header with a line break"));
+    for e in [sink.ready().unwrap_err(), sink.describe(NAME).map(drop).unwrap_err()] {
+        assert!(matches!(e, SinkError::Transient { .. }), "{e}");
+        assert!(e.to_string().contains("panicked") && e.to_string().contains("a header with a line break"), "{e}");
+    }
+    sim.clear_faults();
+    sink.ready().unwrap();
+    assert_eq!(put(&sink, b"later").unwrap(), Published::Created);
 }
 
 #[test]

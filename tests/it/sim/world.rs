@@ -340,7 +340,7 @@ impl World {
             ..S3Settings::default()
         };
         let timeout = Duration::from_secs(30);
-        let remote = Remote::s3(&settings, &Endpoint { timeout, connector: Some(Arc::new(s3.clone())) }).unwrap();
+        let remote = Remote::s3(&settings, &Endpoint { timeout, connector: Some(Arc::new(s3.clone())), ..Endpoint::default() }).unwrap();
         let (prefix, part_size) = (String::new(), *part_size);
         let settings = ObjectSettings {
             prefix,
