@@ -4,18 +4,16 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
-use rustls_pki_types::pem::PemObject as _;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
 
+use super::trust::{Trust, client_config, explain};
 use super::{EXIT_FAILURE, Global, print};
 use crate::config::Config;
 use crate::config::value::{parse_duration, show_duration};
@@ -34,7 +32,7 @@ pub struct HealthcheckArgs {
     /// Time for all of it
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
     timeout: Duration,
-    /// PEM file with the certificates that an https URL is held against
+    /// CA certificates (PEM) used to verify the server, or its own certificate
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
     /// Take any certificate from an https URL
@@ -57,7 +55,7 @@ pub fn run(global: &Global, args: &HealthcheckArgs) -> ExitCode {
                 Err(e) => return fail(global, &e),
             };
             let trust = match (&args.ca, args.insecure) {
-                (Some(file), _) => Trust::File(file),
+                (Some(file), _) => Trust::File(file.clone()),
                 (None, true) => Trust::Any,
                 (None, false) if target.tls => {
                     return fail(global, &format!("--url {url}: say with --ca FILE what its certificate is held against, or --insecure"));
@@ -73,7 +71,7 @@ pub fn run(global: &Global, args: &HealthcheckArgs) -> ExitCode {
             };
             match Target::of(&config) {
                 // It is this machine's own address, the certificate is made for other names, and nothing secret is sent.
-                Ok(target) => (target, args.ca.as_deref().map_or(Trust::Any, Trust::File)),
+                Ok(target) => (target, args.ca.clone().map_or(Trust::Any, Trust::File)),
                 Err(e) => return fail(global, &e),
             }
         }
@@ -86,7 +84,16 @@ pub fn run(global: &Global, args: &HealthcheckArgs) -> ExitCode {
             let reason = reason.as_ref().and_then(|v| v.get("reason")?.as_str()).unwrap_or("no reason given");
             fail(global, &format!("{}{path}: expected 200, found {status} ({reason})", target.shown()))
         }
-        Err(e) => fail(global, &format!("{}{path}: no answer within {}: {e}", target.shown(), show_duration(args.timeout))),
+        Err(e) => {
+            let why = match explain(&e, &target.host) {
+                Some(why) => why,
+                None if matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
+                    format!("no answer within {}", show_duration(args.timeout))
+                }
+                None => e.to_string(),
+            };
+            fail(global, &format!("{}{path}: {why}", target.shown()))
+        }
     }
 }
 
@@ -153,18 +160,12 @@ impl Target {
     }
 }
 
-/// Which certificates are good.
-enum Trust<'a> {
-    Any,
-    File(&'a Path),
-}
-
 struct Answer {
     status: u16,
     body: Vec<u8>,
 }
 
-fn ask(target: &Target, trust: &Trust<'_>, path: &str, time: Duration) -> io::Result<Answer> {
+fn ask(target: &Target, trust: &Trust, path: &str, time: Duration) -> io::Result<Answer> {
     let end = Instant::now() + time;
     let stream = connect(target, end)?;
     let request =
@@ -232,65 +233,6 @@ impl Write for Timed {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
-    }
-}
-
-fn client_config(trust: &Trust<'_>) -> io::Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().map_err(io::Error::other)?;
-    Ok(match trust {
-        Trust::Any => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))).with_no_client_auth(),
-        Trust::File(path) => {
-            let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("--ca {}: {why}", path.display()));
-            let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|e| bad(e.to_string()))? {
-                roots.add(certificate.map_err(|e| bad(e.to_string()))?).map_err(|e| bad(e.to_string()))?;
-            }
-            if roots.is_empty() {
-                return Err(bad("expected PEM certificates, found none".to_owned()));
-            }
-            builder.with_root_certificates(roots).with_no_client_auth()
-        }
-    })
-}
-
-/// Whoever answers is taken for the server; that it has the key of the certificate that it shows is still checked.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -375,7 +317,7 @@ mod tests {
             .with_single_cert(vec![made.cert.der().clone()], key)
             .unwrap();
         let config = Arc::new(config);
-        let check = |host: &str, trust: &Trust<'_>| {
+        let check = |host: &str, trust: &Trust| {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let target = Target { tls: true, host: host.into(), port: listener.local_addr().unwrap().port() };
             let config = Arc::clone(&config);
@@ -392,10 +334,57 @@ mod tests {
             let _ = thread.join();
             r.map(|a| a.status)
         };
-        assert_eq!(check("localhost", &Trust::File(&good)).unwrap(), 200);
+        assert_eq!(check("localhost", &Trust::File(good.clone())).unwrap(), 200);
         assert_eq!(check("127.0.0.1", &Trust::Any).unwrap(), 200);
         for (host, file) in [("127.0.0.1", &good), ("localhost", &other), ("localhost", &empty), ("localhost", &dir.path().join("none"))] {
-            assert!(check(host, &Trust::File(file)).is_err(), "{host} {}", file.display());
+            assert!(check(host, &Trust::File(file.clone())).is_err(), "{host} {}", file.display());
         }
+    }
+
+    /// As `openssl req -x509` makes it: an authority that has signed itself.
+    #[test]
+    fn certificate_of_openssl_is_good_with_its_own_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |names: &[&str], from: i32, to: i32| {
+            let mut p = rcgen::CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
+            p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            (p.not_before, p.not_after) = (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+            let key = rcgen::KeyPair::generate().unwrap();
+            (p.self_signed(&key).unwrap(), key)
+        };
+        let ask_with = |(cert, key): &(rcgen::Certificate, rcgen::KeyPair), ca: &rcgen::Certificate, host: &str| {
+            let file = dir.path().join("ca.pem");
+            std::fs::write(&file, ca.pem()).unwrap();
+            let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![cert.der().clone()], key)
+                .unwrap();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let thread = std::thread::spawn(move || {
+                let (socket, _) = listener.accept().unwrap();
+                let mut stream = StreamOwned::new(rustls::ServerConnection::new(Arc::new(config)).unwrap(), socket);
+                if stream.read(&mut [0; 1024]).is_ok_and(|n| n > 0) {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").unwrap();
+                }
+            });
+            let target = Target { tls: true, host: host.into(), port };
+            let r = ask(&target, &Trust::File(file), "/health", Duration::from_secs(5));
+            thread.join().unwrap();
+            r.map(|a| a.status).map_err(|e| explain(&e, host).unwrap_or_else(|| e.to_string()))
+        };
+        let good = make(&["localhost"], 2020, 2090);
+        assert_eq!(ask_with(&good, &good.0, "localhost"), Ok(200));
+        assert!(ask_with(&good, &good.0, "127.0.0.1").unwrap_err().contains("not made for \"127.0.0.1\""));
+        let nameless = make(&[], 2020, 2090);
+        assert!(ask_with(&nameless, &nameless.0, "localhost").unwrap_err().contains("subjectAltName"));
+        let old = make(&["localhost"], 2020, 2021);
+        assert!(ask_with(&old, &old.0, "localhost").unwrap_err().contains("has expired"));
+        let other = make(&["localhost"], 2020, 2090);
+        let e = ask_with(&good, &other.0, "localhost").unwrap_err();
+        assert!(e.contains("neither in the file of --ca") || e.contains("refused"), "{e}");
     }
 }

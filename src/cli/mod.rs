@@ -15,6 +15,7 @@ pub mod reload;
 pub mod serve;
 pub mod settings;
 pub mod token;
+mod trust;
 pub mod version;
 pub mod wal;
 

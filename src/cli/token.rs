@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::access::exit_code;
-use super::{Global, plain_table, print};
+use super::{EXIT_FAILURE, Global, plain_table, print};
 use crate::auth::{AuthError, NewToken, Permission, Secret, Token, Tokens, lifetime};
 use crate::clock::SystemClock;
 
@@ -51,6 +51,9 @@ pub struct Create {
     /// What it is for
     #[arg(long)]
     description: Option<String>,
+    /// Make the file of tokens if there is none
+    #[arg(long)]
+    new: bool,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -67,10 +70,22 @@ pub struct One {
 
 /// Runs `arc token`.
 pub fn run(global: &Global, command: TokenCommand) -> ExitCode {
-    let (config, _, _) = match global.load() {
+    let (config, origins, _) = match global.load() {
         Ok(loaded) => loaded,
         Err(e) => return global.refuse(&e),
     };
+    let file = &config.auth.token_file;
+    // Beside a service this is mostly the file of another configuration, whose tokens no server would know.
+    if matches!(file.try_exists(), Ok(false)) && !matches!(&command, TokenCommand::Create(c) if c.new) {
+        let place = origins.get("auth.token_file").map_or_else(String::new, |o| format!(" ({})", o.place()));
+        let hint = if matches!(command, TokenCommand::Create(_)) { "; --new makes it" } else { "" };
+        let shown = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+        global.error(format!(
+            "auth.token_file = {}{place}: there is no such file: give the server's configuration with --config{hint}",
+            shown.display()
+        ));
+        return ExitCode::from(EXIT_FAILURE);
+    }
     let done = Tokens::open(&config.auth.token_file, SystemClock::shared(), false).and_then(|tokens| {
         if !config.auth.enabled {
             global.warn("auth.enabled is false in this configuration: a server with it asks for no token");

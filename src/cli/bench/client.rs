@@ -3,11 +3,17 @@
 //! The caller learns whether a complete answer came. Everything else is an error, after which nobody knows whether the
 //! request was done.
 
+use crate::cli::trust::explain;
 use crate::config::value::Secret;
+use rustls::pki_types::ServerName;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 const MAX_HEAD: usize = 64 << 10;
 const MAX_BODY: usize = 4 << 20;
@@ -15,6 +21,7 @@ const MAX_BODY: usize = 4 << 20;
 /// Where requests go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
+    pub tls: bool,
     /// Name or address, an IPv6 one in brackets.
     pub host: String,
     pub port: u16,
@@ -25,33 +32,39 @@ pub struct Target {
 }
 
 impl Target {
-    /// `http://host[:port][/path]`; without a path `otherwise`.
+    /// `http://host[:port][/path]`, or https; without a path `otherwise`.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn parse(url: &str, otherwise: &str) -> Result<Self, String> {
-        let bad = |why: &str| Err(format!("--url {url}: {why}; expected http://HOST[:PORT][/PATH], such as http://127.0.0.1:8000"));
-        let Some(rest) = url.strip_prefix("http://") else { return bad("only http is spoken here") };
+        let bad = |why: &str| {
+            Err(format!("--url {url}: {why}; expected http://HOST[:PORT][/PATH] or https://..., such as http://127.0.0.1:8000"))
+        };
+        let (tls, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+            (Some(rest), _) => (false, rest),
+            (_, Some(rest)) => (true, rest),
+            _ => return bad("found another scheme or none"),
+        };
         if !rest.bytes().all(|b| b.is_ascii_graphic()) {
             return bad("it holds spaces, control or other characters that need escaping");
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (host, port.parse::<u16>().ok().filter(|p| *p > 0)),
-            _ => (authority, Some(80)),
+            _ => (authority, Some(if tls { 443 } else { 80 })),
         };
         let Some(port) = port else { return bad("the port is no number from 1 to 65535") };
         if host.is_empty() || host.contains('@') || (host.contains(':') && !host.starts_with('[')) {
             return bad("the host is missing or not understood");
         }
         let path = if path.is_empty() || path == "/" { otherwise } else { path };
-        Ok(Self { host: host.to_owned(), port, path: path.to_owned(), token: Secret::default() })
+        Ok(Self { tls, host: host.to_owned(), port, path: path.to_owned(), token: Secret::default() })
     }
 
     /// The head of a write, up to and with the empty line.
     pub fn head(&self, database: &str, encoding: Option<&str>, key: Option<&str>, length: usize, out: &mut Vec<u8>) {
         use io::Write as _;
-        let Self { host, port, path, token } = self;
+        let Self { host, port, path, token, .. } = self;
         // Writing to a Vec cannot fail.
         let _ = write!(
             out,
@@ -87,25 +100,71 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The server's own words for a refusal, or the beginning of the body.
+    pub fn error(&self) -> String {
+        let json = serde_json::from_slice::<serde_json::Value>(&self.body).ok();
+        let words = ["error", "message"].iter().find_map(|k| json.as_ref()?.get(k)?.as_str().map(str::to_owned));
+        let words = words.unwrap_or_else(|| String::from_utf8_lossy(&self.body).chars().take(200).collect());
+        format!("{} {}", self.status, words.trim().replace(char::is_control, " ")).trim_end().to_owned()
+    }
+
     /// `reason` of a 503.
     pub fn reason(&self) -> Option<String> {
         serde_json::from_slice::<serde_json::Value>(&self.body).ok()?.get("reason")?.as_str().map(str::to_owned)
     }
 }
 
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Tls(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Self::Tls(s) => Pin::new(s).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_flush(cx),
+            Self::Tls(s) => Pin::new(s).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Tls(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+}
+
 /// A kept-alive connection.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     buffer: Vec<u8>,
 }
 
 impl Connection {
-    /// Connects to the first address that answers.
+    /// Connects to the first address that answers; `tls` for https.
     ///
     /// # Errors
     /// No connection within the timeout, or, unless `remote`, the name leads to another machine.
-    pub async fn open(target: &Target, remote: bool, timeout: Duration) -> io::Result<Self> {
+    pub async fn open(target: &Target, tls: Option<&TlsConnector>, remote: bool, timeout: Duration) -> io::Result<Self> {
         let bare = target.host.trim_start_matches('[').trim_end_matches(']');
         let connect = async {
             let mut last = io::Error::new(io::ErrorKind::NotFound, format!("host {bare} has no address"));
@@ -121,8 +180,17 @@ impl Connection {
             }
             Err(last)
         };
-        let stream = tokio::time::timeout(timeout, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        stream.set_nodelay(true)?;
+        let opened = async {
+            let stream = connect.await?;
+            stream.set_nodelay(true)?;
+            let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
+            let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
+            match tls.connect(name, stream).await {
+                Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
+                Err(e) => Err(explain(&e, bare).map_or(e, |why| io::Error::new(io::ErrorKind::PermissionDenied, why))),
+            }
+        };
+        let stream = tokio::time::timeout(timeout, opened).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(Self { stream, buffer: Vec::new() })
     }
 
@@ -131,9 +199,13 @@ impl Connection {
     /// # Errors
     /// No complete answer; the connection is of no use any more.
     pub async fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
-        let (mut reader, mut writer) = self.stream.split();
+        let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
         self.buffer.clear();
-        let write = writer.write_all(request);
+        // What TLS has made of it stays in its buffer without a flush.
+        let write = async {
+            writer.write_all(request).await?;
+            writer.flush().await
+        };
         tokio::pin!(write);
         // An answer may come before the request is out, for a body that is too large; then the rest need not go.
         let sent = tokio::select! {
@@ -295,9 +367,20 @@ mod tests {
         let t = Target::parse("http://[::1]:9/x?y=z", PATH).unwrap();
         assert_eq!((t.host.as_str(), t.port, t.path.as_str()), ("[::1]", 9, "/x?y=z"));
         assert_eq!(Target::parse("http://[::1]/", PATH).unwrap().port, 80);
-        for bad in
-            ["https://x", "127.0.0.1:8000", "http://", "http://:1", "http://a:0", "http://a:b", "http://a@b", "http://::1", "http://a/ b"]
-        {
+        let t = Target::parse("https://a", PATH).unwrap();
+        assert_eq!((t.tls, t.port), (true, 443));
+        for bad in [
+            "ftp://x",
+            "127.0.0.1:8000",
+            "http://",
+            "https://",
+            "http://:1",
+            "http://a:0",
+            "http://a:b",
+            "http://a@b",
+            "http://::1",
+            "http://a/ b",
+        ] {
             assert!(Target::parse(bad, PATH).is_err(), "{bad}");
         }
         let mut out = Vec::new();
@@ -351,13 +434,13 @@ mod tests {
                 drop(first);
             });
             let patience = Duration::from_secs(5);
-            let mut connection = Connection::open(&target, false, patience).await.unwrap();
+            let mut connection = Connection::open(&target, None, false, patience).await.unwrap();
             let request = vec![b'x'; 32 << 20];
             let early = tokio::time::timeout(patience, connection.exchange(&request)).await.unwrap().unwrap();
-            let mut second = Connection::open(&target, false, patience).await.unwrap();
+            let mut second = Connection::open(&target, None, false, patience).await.unwrap();
             let after = second.exchange(b"x").await;
             drop(second);
-            (early, after.is_err(), Connection::open(&Target { port: 1, ..target }, false, patience).await.is_err())
+            (early, after.is_err(), Connection::open(&Target { port: 1, ..target }, None, false, patience).await.is_err())
         });
         assert_eq!((early.status, early.close, early.body.as_slice()), (413, true, &b"{}"[..]));
         assert!(after && broken);

@@ -182,6 +182,8 @@ pub struct Range {
     pub first: u64,
     pub last: u64,
     pub outcome: Outcome,
+    /// Sequence in the log, as the answer said.
+    pub sequence: Option<u64>,
 }
 
 /// A ledger as read.
@@ -240,7 +242,7 @@ fn read(file: &mut File) -> io::Result<Book> {
                 let rows = line.rows.unwrap_or(line.last_id - line.first_id + 1).max(1);
                 book.blocks.push((line.first_id, line.last_id, rows));
             }
-            outcome => book.ranges.push(Range { first: line.first_id, last: line.last_id, outcome }),
+            outcome => book.ranges.push(Range { first: line.first_id, last: line.last_id, outcome, sequence: line.seq }),
         }
     }
     if book.torn_lines > 0 && book.highest.is_none() {
@@ -277,8 +279,8 @@ mod tests {
         let expected = r#"{"first_id":1,"last_id":10,"outcome":"acked","tables":["bench_0"],"status":204,"seq":7}"#;
         assert!(text.lines().any(|l| l == expected), "{text}");
         let book = Book::load(&path).unwrap();
-        assert_eq!(book.ranges[0], Range { first: 1, last: 10, outcome: Outcome::Acked });
-        assert_eq!(book.ranges[1], Range { first: 21, last: 2560, outcome: Outcome::Unused });
+        assert_eq!(book.ranges[0], Range { first: 1, last: 10, outcome: Outcome::Acked, sequence: Some(7) });
+        assert_eq!(book.ranges[1], Range { first: 21, last: 2560, outcome: Outcome::Unused, sequence: None });
     }
 
     #[test]

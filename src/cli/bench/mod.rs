@@ -140,6 +140,12 @@ pub struct RunArgs {
     /// Keep connecting while the server is away
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub tolerate_down: bool,
+    /// CA certificates (PEM) used to verify an https server, or its own certificate
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    pub ca: Option<PathBuf>,
+    /// Take any certificate from an https server
+    #[arg(long)]
+    pub insecure: bool,
     /// Allow a target on another machine
     #[arg(long)]
     pub allow_remote: bool,
@@ -180,6 +186,10 @@ pub fn run(global: &Global, args: BenchArgs) -> ExitCode {
         global.error(format_args!("--url: {} is not this machine; add --allow-remote if it may be put under load", target.host));
         return ExitCode::from(2);
     }
+    if target.tls && args.ca.is_none() && !args.insecure {
+        global.error("--url: say with --ca FILE what its certificate is verified with, or --insecure");
+        return ExitCode::from(2);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -196,7 +206,8 @@ pub fn run(global: &Global, args: BenchArgs) -> ExitCode {
                 return ExitCode::from(EXIT_FAILURE);
             }
             if report.stats.acked == 0 {
-                global.error("no request was acknowledged");
+                let first = report.stats.first_error.as_deref().map(|e| format!("; the first error: {e}")).unwrap_or_default();
+                global.error(format_args!("no request was acknowledged{first}"));
                 return ExitCode::from(EXIT_FAILURE);
             }
             printed

@@ -21,6 +21,8 @@ pub struct Stats {
     pub statuses: BTreeMap<u16, u64>,
     /// The reasons of 503s.
     pub reasons: BTreeMap<String, u64>,
+    /// What the first request that was not acknowledged was told, or why there was no connection.
+    pub first_error: Option<String>,
     /// Microseconds.
     pub latency: Histogram<u64>,
 }
@@ -38,6 +40,7 @@ impl Stats {
             bytes_sent: 0,
             statuses: BTreeMap::new(),
             reasons: BTreeMap::new(),
+            first_error: None,
             latency: Histogram::new_with_bounds(1, 24 * 3600 * 1_000_000, 3)?,
         })
     }
@@ -56,6 +59,9 @@ impl Stats {
         }
         for (k, n) in &other.reasons {
             *self.reasons.entry(k.clone()).or_default() += n;
+        }
+        if self.first_error.is_none() {
+            self.first_error.clone_from(&other.first_error);
         }
         // The bounds are equal, so nothing is out of range.
         let _ = self.latency.add(&other.latency);
@@ -107,6 +113,7 @@ impl Report {
             },
             "statuses": statuses,
             "reasons": s.reasons,
+            "first_error": s.first_error,
             "first_id": self.ids.0,
             "next_id": self.ids.1,
             "run_id": self.run_id,
@@ -138,6 +145,7 @@ impl Report {
             ("latency", format!("p50 {}, p99 {}, p999 {}, max {:.2} ms", ms(0.5), ms(0.99), ms(0.999), s.latency.max() as f64 / 1000.0)),
             ("statuses", counted(s.statuses.iter().map(|(k, n)| format!("{k}: {n}")).collect())),
             ("503 reasons", counted(s.reasons.iter().map(|(k, n)| format!("{k}: {n}")).collect())),
+            ("first error", s.first_error.clone().unwrap_or_else(|| "-".to_owned())),
         ] {
             table.add_row([name.to_owned(), value]);
         }

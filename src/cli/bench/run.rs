@@ -5,6 +5,7 @@ use super::body::{Encoder, Templates};
 use super::client::{Answer, Connection, Target};
 use super::ledger::{Ledger, Line, Outcome};
 use super::report::{Report, Stats};
+use crate::cli::trust::{Trust, client_config};
 use crate::clock::{SharedClock, SystemClock};
 use std::io;
 use std::io::IsTerminal as _;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
 
 /// How often outcomes reach the ledger's file.
 const FLUSH_EVERY: Duration = Duration::from_millis(50);
@@ -21,6 +23,7 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 struct Shared {
     args: RunArgs,
     target: Target,
+    tls: Option<TlsConnector>,
     templates: Templates,
     ledger: Mutex<Ledger>,
     run_id: String,
@@ -67,11 +70,14 @@ pub async fn drive(args: RunArgs, target: Target) -> anyhow::Result<Report> {
     let first_id = ledger.next_id();
     let templates = Templates::build(args.format, args.rows as usize, args.tables as usize);
     let clock = SystemClock::shared();
+    let trust = args.ca.clone().map_or(Trust::Any, Trust::File);
+    let tls = if target.tls { Some(TlsConnector::from(Arc::new(client_config(&trust)?))) } else { None };
     let start = Instant::now();
     let (stop, stopped) = watch::channel(None);
     let shared = Arc::new(Shared {
         templates,
         target,
+        tls,
         ledger: Mutex::new(ledger),
         run_id: format!("{:016x}", clock.random_u64()),
         deadline: start + args.duration(),
@@ -363,8 +369,21 @@ impl Worker {
         let answer = tokio::select! {
             biased;
             _ = self.stopped.wait_for(Option::is_some) => None,
-            answered = tokio::time::timeout(self.shared.args.timeout, connection.exchange(request)) => answered.ok().and_then(Result::ok),
+            answered = tokio::time::timeout(self.shared.args.timeout, connection.exchange(request)) => match answered {
+                Ok(Ok(answer)) => Some(answer),
+                Ok(Err(e)) => {
+                    self.stats.first_error.get_or_insert_with(|| e.to_string());
+                    None
+                }
+                Err(_) => {
+                    self.stats.first_error.get_or_insert_with(|| format!("no answer within {:?}", self.shared.args.timeout));
+                    None
+                }
+            },
         };
+        if let Some(a) = answer.as_ref().filter(|a| a.status != 204) {
+            self.stats.first_error.get_or_insert_with(|| a.error());
+        }
         if answer.as_ref().is_none_or(|a| a.close) {
             self.connection = None;
         }
@@ -388,7 +407,7 @@ impl Worker {
             let opened = tokio::select! {
                 biased;
                 _ = self.stopped.wait_for(Option::is_some) => return false,
-                opened = Connection::open(target, args.allow_remote, args.timeout) => opened,
+                opened = Connection::open(target, self.shared.tls.as_ref(), args.allow_remote, args.timeout) => opened,
             };
             match opened {
                 Ok(connection) => {
@@ -396,6 +415,7 @@ impl Worker {
                     self.connection = Some(connection);
                 }
                 Err(e) => {
+                    self.stats.first_error.get_or_insert_with(|| format!("no connection: {e}"));
                     if !args.tolerate_down || e.kind() == io::ErrorKind::PermissionDenied {
                         self.shared.stop(Stop::Down(e.to_string()));
                         return false;
