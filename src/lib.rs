@@ -42,6 +42,7 @@ pub mod error;
 pub mod clock;
 pub mod sync;
 pub mod log_limit;
+pub mod log_writer;
 
 pub mod config;
 pub mod metrics;

@@ -373,6 +373,7 @@ table! {
     Gauge process_open_fds, Count, "File descriptors that this process has open";
     Gauge process_max_fds, Count, "File descriptors that this process may have open";
     Gauge process_threads, Count, "Threads of this process";
+    Counter process_log_lines_dropped_total, Count, "Log lines that stderr did not take";
 
     Counter http_requests_total [RouteStatus], Count, "Requests answered, by route and class of status";
     Counter http_rejected_total [Rejected], Count, "Requests refused and connections closed without an answer, by reason";
@@ -380,6 +381,7 @@ table! {
     Counter http_accept_errors_total, Count, "Connections that could not be accepted";
     Gauge http_connections, Count, "Open connections";
     Gauge http_lingering_connections, Count, "Open connections whose answer was given early; what they still send is discarded";
+    Gauge http_max_connections, Count, "Connections that may be open at a time: server.max_connections, or fewer where the limit of open files leaves no room";
     Gauge http_ready, Count, "1 when GET /ready says that writes would be taken";
     Gauge http_in_flight_bytes, Bytes, "Bytes of request bodies that are being read or worked on";
     Histogram http_request_seconds [Route] (LATENCY), Seconds, "From the head of a request to its answer";
@@ -416,6 +418,7 @@ table! {
     Counter wal_rotations_total, Count, "Segments begun";
     Counter wal_marks_total, Count, "Mark records written";
     Counter wal_damage_findings_total, Count, "Damaged places found by recovery";
+    Gauge wal_unsafe_filesystem, Count, "1 if the log is on a filesystem that a start warns of: process.wal_filesystem of the status names it";
     Gauge wal_poisoned, Count, "1 after a failed sync";
     Gauge wal_disk_full, Count, "1 while writes are refused for want of room";
 

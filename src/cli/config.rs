@@ -1,15 +1,19 @@
 //! `arc config check|show|reference`
 
 use super::Global;
-use crate::config::{Config, KEYS, Origins, SECTIONS, reference};
+use super::start::try_start;
+use crate::config::{Config, EXIT_CONFIG, KEYS, Origins, SECTIONS, reference};
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 
 #[derive(Subcommand, Debug)]
 pub enum ConfigCommand {
-    /// Check keys and values; whether paths and ports can be used shows only at a start. Exit code 78 if something is wrong
+    /// Check keys and values, with --start also what a start needs. Exit code 78 if something is wrong
     Check {
+        /// Try directories, port, store, certificate and tokens as well; nothing is left behind
+        #[arg(long)]
+        start: bool,
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -33,7 +37,7 @@ pub fn run(global: &Global, command: &ConfigCommand) -> ExitCode {
         return super::print(&reference());
     }
     let loaded = global.load();
-    if let (Err(e), ConfigCommand::Check { json: true }) = (&loaded, command) {
+    if let (Err(e), ConfigCommand::Check { json: true, .. }) = (&loaded, command) {
         super::print(&format!("{}\n", json!({"valid": false, "error": e.to_string(), "warnings": []})));
     }
     let (config, origins, warnings) = match loaded {
@@ -44,18 +48,42 @@ pub fn run(global: &Global, command: &ConfigCommand) -> ExitCode {
         global.warn(w);
     }
     let file = origins.file.as_ref().map(|p| p.display().to_string());
-    super::print(&match command {
-        ConfigCommand::Check { json: true } => {
+    let tried = match command {
+        ConfigCommand::Check { start: true, .. } => match try_start(&config) {
+            Ok(tried) => tried,
+            Err(e) => {
+                global.error(e);
+                return ExitCode::from(super::EXIT_FAILURE);
+            }
+        },
+        _ => Vec::new(),
+    };
+    let works = tried.iter().all(|(_, r)| r.is_ok());
+    let printed = super::print(&match command {
+        ConfigCommand::Check { json: true, start } => {
             let warnings: Vec<&str> = warnings.iter().map(|w| w.0.as_str()).collect();
-            format!("{}\n", json!({"valid": true, "file": file, "warnings": warnings}))
+            let mut v = json!({"valid": true, "file": file, "warnings": warnings});
+            if *start {
+                let one = |(what, r): &(&str, Result<String, String>)| json!({"what": what, "ok": r.is_ok(), "text": r.as_ref().unwrap_or_else(|e| e)});
+                v["start"] = tried.iter().map(one).collect();
+            }
+            format!("{v}\n")
         }
-        ConfigCommand::Check { json: false } => {
-            format!("the configuration is valid ({})\n", file.map_or("no file".to_owned(), |f| format!("file {f}")))
+        ConfigCommand::Check { json: false, .. } => {
+            let mut text = format!("the configuration is valid ({})\n", file.map_or("no file".to_owned(), |f| format!("file {f}")));
+            for (what, r) in &tried {
+                text += &match r {
+                    Ok(t) => format!("ok    {what}: {t}\n"),
+                    Err(e) => format!("FAIL  {what}: {e}\n"),
+                };
+            }
+            text
         }
         ConfigCommand::Show { origin, json: true } => format!("{}\n", as_json(&config, &origins, *origin)),
         ConfigCommand::Show { origin, json: false } => as_toml(&config, &origins, *origin),
         ConfigCommand::Reference => return ExitCode::SUCCESS,
-    })
+    });
+    if works { printed } else { ExitCode::from(EXIT_CONFIG) }
 }
 
 fn as_json(config: &Config, origins: &Origins, with_origin: bool) -> Value {

@@ -19,9 +19,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::reload::init_logging;
+use super::logging::init_logging;
 use super::serve::{EXIT_DECISION, EXIT_LOCKED};
-use super::{EXIT_FAILURE, EXIT_IO, Global, print, settings};
+use super::{EXIT_FAILURE, EXIT_IO, Global, descriptors, print, settings};
 use crate::clock::SystemClock;
 use crate::compact::control::{Control, Deferred};
 use crate::config::value::parse_duration;
@@ -149,6 +149,7 @@ pub fn run(global: &Global, args: &DrainArgs) -> ExitCode {
         config.log.level = LogLevel::Warn;
     }
     init_logging(&config, &global);
+    descriptors::raise();
     for w in &warnings {
         tracing::warn!("{w}");
     }

@@ -6,24 +6,29 @@
 pub mod access;
 pub mod bench;
 pub mod config;
+pub mod descriptors;
 pub mod drain;
 pub mod healthcheck;
+pub mod logging;
 pub mod metrics;
 pub mod notify;
 pub mod quarantine;
 pub mod reload;
 pub mod serve;
 pub mod settings;
+pub mod start;
 pub mod token;
 mod trust;
 pub mod version;
 pub mod wal;
 
 use crate::config::{Config, ConfigError, LoadOptions, Origins, Warning};
+use crate::log_writer;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// A runtime error.
 pub const EXIT_FAILURE: u8 = 1;
@@ -148,9 +153,11 @@ impl Global {
     }
 
     fn say(&self, word: &str, code: &str, text: &dyn std::fmt::Display) {
-        let mut err = std::io::stderr().lock();
-        // Nobody is left to tell if stderr is gone.
-        let _ = if self.color.on_stderr() { writeln!(err, "\x1b[1;{code}m{word}:\x1b[0m {text}") } else { writeln!(err, "{word}: {text}") };
+        let line = if self.color.on_stderr() { format!("\x1b[1;{code}m{word}:\x1b[0m {text}\n") } else { format!("{word}: {text}\n") };
+        if !log_writer::say(&line) {
+            // Nobody is left to tell if stderr is gone.
+            let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        }
     }
 
     /// The exit code of a refused configuration, after saying why.
@@ -178,8 +185,27 @@ pub fn print(text: &str) -> ExitCode {
     }
 }
 
+/// How long the end of the process waits for its last log lines to be taken.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Writes to stdout as [`print`] does, and goes on after `patience` if nobody reads; whether it was written.
+pub fn print_within(text: String, patience: Duration) -> bool {
+    let (done, told) = std::sync::mpsc::channel();
+    let writer = std::thread::Builder::new().name("arc-stdout".into()).spawn(move || {
+        let mut out = std::io::stdout().lock();
+        let _ = done.send(out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok());
+    });
+    writer.is_ok() && told.recv_timeout(patience).unwrap_or(false)
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    let code = run();
+    log_writer::finish(LAST_LINES);
+    code
+}
+
+fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {

@@ -1,55 +1,12 @@
 //! SIGHUP: tokens, certificate and log level are read again. A bad file changes nothing and ends nothing.
 
-use std::io::IsTerminal as _;
 use std::sync::Arc;
-
-use tracing_subscriber::EnvFilter;
 
 use super::Global;
 use super::access::Access;
+use super::logging::{Levels, filter};
 use crate::config::{self, Config, KEYS};
 use crate::metrics::Metrics;
-
-/// Changes the filter of the log lines.
-pub struct Levels(Box<dyn Fn(EnvFilter) -> bool + Send + Sync>);
-
-impl std::fmt::Debug for Levels {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Levels")
-    }
-}
-
-fn filter(config: &Config) -> EnvFilter {
-    let of_environment = config.log_filter.as_deref().and_then(|text| EnvFilter::try_new(text).ok());
-    of_environment.unwrap_or_else(|| EnvFilter::new(config.log.level.to_string()))
-}
-
-/// Log lines go to stderr from here on.
-pub fn init_logging(config: &Config, global: &Global) -> Levels {
-    let text = match config.log.format {
-        config::LogFormat::Auto => std::io::stderr().is_terminal(),
-        config::LogFormat::Text => true,
-        config::LogFormat::Json => false,
-    };
-    if let Some(text) = &config.log_filter
-        && let Err(e) = EnvFilter::try_new(text)
-    {
-        global.warn(format_args!("ARC_LOG: expected a filter such as info or arc_ingest=debug, found {text:?} ({e}); log.level is used"));
-    }
-    let b = tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(std::io::stderr);
-    // Fails only when a subscriber is set already, in tests.
-    if text {
-        let b = b.with_ansi(global.color.on_stderr()).with_filter_reloading();
-        let handle = b.reload_handle();
-        let _ = b.try_init();
-        Levels(Box::new(move |f| handle.reload(f).is_ok()))
-    } else {
-        let b = b.json().flatten_event(true).with_filter_reloading();
-        let handle = b.reload_handle();
-        let _ = b.try_init();
-        Levels(Box::new(move |f| handle.reload(f).is_ok()))
-    }
-}
 
 /// Keys that a reload takes over.
 const TAKEN: [&str; 1] = ["log.level"];
@@ -79,7 +36,7 @@ impl Reload {
                 }
                 if new.log.level != self.config.log.level {
                     self.config.log.level = new.log.level;
-                    if (self.levels.0)(filter(&self.config)) {
+                    if self.levels.set(filter(&self.config)) {
                         done.push(match &self.config.log_filter {
                             Some(f) => format!("log.level = {} (not in force: ARC_LOG = {f:?})", new.log.level),
                             None => format!("log.level = {}", new.log.level),

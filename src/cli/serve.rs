@@ -12,14 +12,17 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::access::{Access, BOOTSTRAP};
-use super::reload::{Levels, Reload, init_logging};
-use super::{EXIT_FAILURE, EXIT_IO, Global, notify, print, settings};
+use super::descriptors::{self, Share};
+use super::logging::{Levels, init_logging};
+use super::reload::Reload;
+use super::{EXIT_FAILURE, EXIT_IO, Global, notify, print_within, settings, start};
 use crate::clock::{SharedClock, SystemClock};
 use crate::compact::control::{Control, Shipped};
 use crate::config::{self, Config};
 use crate::http::engine::{Engine, Running};
-use crate::http::{App, listen, serve_tls};
+use crate::http::{App, Settings as HttpSettings, listen, serve_tls};
 use crate::idempotency::Keys;
+use crate::log_writer;
 use crate::metrics::Metrics;
 use crate::node::{self, NodeError};
 use crate::vfs::{OsVfs, Vfs};
@@ -31,6 +34,8 @@ use crate::wal::{Appender, Shared};
 pub const EXIT_DECISION: u8 = 3;
 /// The log is open in another process.
 pub const EXIT_LOCKED: u8 = 75;
+/// How long the banner may hold up the start where nobody reads stdout.
+const BANNER_WAIT: Duration = Duration::from_secs(1);
 
 pub fn run(global: &Global) -> ExitCode {
     let (config, origins, warnings) = match global.load() {
@@ -41,6 +46,8 @@ pub fn run(global: &Global) -> ExitCode {
     for w in &warnings {
         tracing::warn!("{w}");
     }
+    let share = descriptors::divide(descriptors::raise(), &config);
+    descriptors::warn(&share, &config);
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().thread_name("arc-http").build() {
         Ok(r) => r,
@@ -49,7 +56,7 @@ pub fn run(global: &Global) -> ExitCode {
             return ExitCode::from(EXIT_FAILURE);
         }
     };
-    let code = runtime.block_on(main(global, config, origins.file.as_deref(), levels));
+    let code = runtime.block_on(main(global, config, origins.file.as_deref(), levels, share));
     // A build that is under way may take longer than the deadline: every step of it can be repeated.
     runtime.shutdown_background();
     ExitCode::from(code)
@@ -66,17 +73,15 @@ struct Machines {
     compactor: JoinHandle<()>,
 }
 
-async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Levels) -> u8 {
+async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Levels, share: Share) -> u8 {
     let clock = SystemClock::shared();
     let metrics = Metrics::new();
     let listener = match listen(&config.server.host, config.server.port).await {
         Ok(l) => l,
         Err(e) => {
-            global.error(format!(
-                "cannot listen on {}:{}: {e}; choose another server.host or server.port, or stop what uses it",
-                config.server.host, config.server.port
-            ));
-            return EXIT_FAILURE;
+            let (text, is_config) = start::listen_error(&config, &e);
+            global.error(text);
+            return if is_config { config::EXIT_CONFIG } else { EXIT_FAILURE };
         }
     };
     let address = match listener.local_addr() {
@@ -101,6 +106,17 @@ async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Leve
             return config::EXIT_CONFIG;
         }
     };
+    let filesystem = match start::filesystem(&config) {
+        Ok(kind) => kind,
+        Err(why) => {
+            global.error(why);
+            return config::EXIT_CONFIG;
+        }
+    };
+    metrics.wal_unsafe_filesystem.set(f64::from(u8::from(filesystem.is_some())));
+    if config.compaction.paused {
+        tracing::warn!("compaction.paused = true: nothing is shipped to the lake, and writes stop once the log is full");
+    }
     let (access, first) = match Access::open(&config, &clock, preset.as_deref()) {
         Ok(opened) => opened,
         Err((why, code)) => {
@@ -108,8 +124,8 @@ async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Leve
             return code;
         }
     };
-    let shown = print(&banner(&config, &access.banner(address, first.as_ref()), file));
-    if shown != ExitCode::SUCCESS && first.is_some() {
+    let shown = print_within(banner(&config, &access.banner(address, first.as_ref()), file), BANNER_WAIT);
+    if !shown && first.is_some() {
         tracing::warn!("the first token could not be shown on stdout; `arc token create NAME --permissions admin` makes another");
     }
     drop((preset, first));
@@ -129,7 +145,12 @@ async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Leve
     });
     tokio::spawn(access.clone().follow(clock.clone(), Arc::clone(&metrics)));
     let engine = Engine::new(settings::write_settings(&config), clock.clone(), Arc::clone(&metrics));
-    let app = App::with_tokens(Arc::clone(&engine), Arc::clone(&metrics), settings::http_settings(&config), access.tokens);
+    metrics.http_max_connections.set(share.connections as f64);
+    let http = HttpSettings { max_connections: share.connections, ..settings::http_settings(&config) };
+    let app = App::with_tokens(Arc::clone(&engine), Arc::clone(&metrics), http, access.tokens);
+    engine.note_process("max_connections", share.connections);
+    engine.note_process("open_files_limit", share.limit);
+    engine.note_process("wal_filesystem", filesystem);
     let (stop_http, stopped) = tokio::sync::oneshot::channel::<()>();
     let http = tokio::spawn(serve_tls(listener, app, access.tls, async move {
         let _ = stopped.await;
@@ -137,7 +158,7 @@ async fn main(global: &Global, config: Config, file: Option<&Path>, levels: Leve
 
     let opening = {
         let (config, engine, metrics, clock) = (config.clone(), Arc::clone(&engine), Arc::clone(&metrics), clock.clone());
-        tokio::task::spawn_blocking(move || start(&config, &engine, metrics, clock))
+        tokio::task::spawn_blocking(move || open_log(&config, &engine, metrics, clock))
     };
     let opened = tokio::select! {
         r = opening => r,
@@ -213,6 +234,7 @@ async fn watch(m: &Machines, config: &Config, term: &mut tokio::signal::unix::Si
             _ = tick.tick() => {}
         }
         let (bytes, age) = m.shared.backlog();
+        m.shared.metrics.process_log_lines_dropped_total.absolute(log_writer::dropped());
         m.shared.metrics.keys_live.set(m.keys.len() as f64);
         m.shared.metrics.ingest_key_evictions_total.absolute(m.keys.early_evictions());
         m.shared.metrics.wal_backlog_bytes.set(bytes as f64);
@@ -269,7 +291,7 @@ async fn shut_down(
     if poisoned { EXIT_IO } else { 0 }
 }
 
-fn start(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: SharedClock) -> Result<Machines, NodeError> {
+fn open_log(config: &Config, engine: &Arc<Engine>, metrics: Arc<Metrics>, clock: SharedClock) -> Result<Machines, NodeError> {
     let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
     let mut last_line = Instant::now();
     notify::recovering(Progress { bytes_done: 0, bytes_total: 0 });

@@ -63,6 +63,8 @@ pub struct Engine {
     /// many times as much while it is inflated, decoded and encoded.
     large: LargeBodies,
     oddities: Oddities,
+    /// What the process is run with, for the status.
+    process: Mutex<serde_json::Map<String, Value>>,
 }
 
 impl Engine {
@@ -77,7 +79,19 @@ impl Engine {
             recovery: Mutex::default(),
             large,
             oddities: Oddities::default(),
+            process: Mutex::default(),
         })
+    }
+
+    /// Adds a fact about the process to the status.
+    pub fn note_process(&self, name: &str, value: impl Into<Value>) {
+        lock(&self.process).insert(name.to_owned(), value.into());
+    }
+
+    fn process(&self) -> Value {
+        let mut process = lock(&self.process).clone();
+        process.insert("log_lines_dropped".into(), crate::log_writer::dropped().into());
+        Value::Object(process)
     }
 
     /// How far recovery has come, for `/ready`.
@@ -535,6 +549,7 @@ impl Backend for Engine {
             "poisoned": r.shared.is_poisoned(),
             "forked": r.control.forked(),
             "paused": r.control.is_paused(),
+            "process": self.process(),
         })
     }
 
@@ -544,9 +559,13 @@ impl Backend for Engine {
             return Readiness { ready: false, reason: Some(Reason::Recovering.word().into()), progress };
         };
         let w = r.shared.watermarks();
-        let progress = Some(
-            json!({"durable": w.durable, "shipped": w.shipped, "blocked": r.shared.blocked() != Blocked::No, "damage": r.control.damage().len()}),
-        );
+        let progress = Some(json!({
+            "durable": w.durable,
+            "shipped": w.shipped,
+            "blocked": r.shared.blocked() != Blocked::No,
+            "damage": r.control.damage().len(),
+            "paused": r.control.is_paused(),
+        }));
         if let Some(why) = r.control.forked() {
             // This route is open to all; what the log and the store disagree about is in the status.
             let reason = if why.starts_with("forked") { "forked" } else { "refused" };

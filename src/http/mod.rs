@@ -1,6 +1,6 @@
 //! The HTTP side: connections, admission of bodies, routes, answers.
 //!
-//! What a request means is behind [`Backend`]; this module never sees the log. It holds three promises:
+//! What a request means is behind [`Backend`], which [`engine`] implements; no other file here knows the WAL. Three promises:
 //!
 //! * **Every status is made in one place** (`errors`): one shape of error body, `Retry-After` on every 503, and a
 //!   panicking handler is a 500, not the end of the server.

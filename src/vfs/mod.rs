@@ -116,6 +116,27 @@ pub fn is_no_space(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
+/// What to fear of a filesystem that [`Vfs::unsafe_filesystem`] names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FilesystemRisk {
+    pub text: &'static str,
+    /// Its files are memory: a sync says nothing.
+    pub is_volatile: bool,
+}
+
+/// See [`FilesystemRisk`].
+pub fn filesystem_risk(name: &str) -> FilesystemRisk {
+    let (text, is_volatile) = match name {
+        "tmpfs" | "ramfs" => ("its files are memory: they are gone when the machine or the container stops", true),
+        "overlayfs" => ("the writable layer of a container: the log is gone with the container; mount a volume for it", false),
+        "fuse" | "9p" | "ceph" | "nfs" | "smb" => {
+            ("what a sync means, and whether a lock keeps a second server out, is for the other side to say; use a local disk", false)
+        }
+        _ => ("preallocated blocks are not honoured here: a full disk may show up as a failed write", false),
+    };
+    FilesystemRisk { text, is_volatile }
+}
+
 /// Whether this process or machine is short of something that comes back by itself: descriptors, memory. By errno, never by text.
 ///
 /// The call has changed nothing. An error of a sync is never taken for one: nobody can tell what it left behind.

@@ -155,7 +155,13 @@ impl Vfs for OsVfs {
             0x2fc1_2fc1 => Some("zfs (copy-on-write)"),
             0x6969 => Some("nfs"),
             0xff53_4d42 | 0xfe53_4d42 | 0x517b => Some("smb"),
+            // Also what virtiofs says.
             0x6573_5546 => Some("fuse"),
+            0x794c_7630 => Some("overlayfs"),
+            0x0102_1994 => Some("tmpfs"),
+            0x8584_58f6 => Some("ramfs"),
+            0x0102_1997 => Some("9p"),
+            0x00c3_6400 => Some("ceph"),
             _ => None,
         })
     }

@@ -25,7 +25,7 @@ use crate::format::scan::{Finding, Known, Label, Scanner, Verdict};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::metrics::Metrics;
 use crate::types::{LogId, Sequence};
-use crate::vfs::{File, SyncMode, Vfs, is_no_space};
+use crate::vfs::{File, SyncMode, Vfs, filesystem_risk, is_no_space};
 
 /// A finding with its file.
 #[derive(Clone, Debug)]
@@ -484,7 +484,7 @@ pub fn examine(
     let lock_path = dir.join(files::LOCK);
     let held = vfs.lock(&lock_path).map_err(at(lock_path.display().to_string()))?.ok_or_else(|| OpenError::Locked(lock_path.clone()))?;
     if let Ok(Some(kind)) = vfs.unsafe_filesystem(&dir) {
-        tracing::warn!(directory = %shown, filesystem = kind, "preallocated blocks are not honoured here: a full disk may show up as a failed write");
+        tracing::warn!(directory = %shown, filesystem = kind, "{}", filesystem_risk(kind).text);
     }
     // Names first: what follows must not act on a directory that a power cut could still change.
     vfs.sync_dir(&dir).map_err(at(&shown))?;

@@ -299,12 +299,13 @@ impl Shared {
 
     /// INVARIANT(poison-is-final): after an error of a sync nothing is written to the log or acknowledged until restart.
     pub fn poison(&self, message: String) {
-        tracing::error!(error = %message, "the log is poisoned: nothing more is acknowledged until restart");
         lock(&self.poison_message).get_or_insert(message.clone());
-        *lock(&self.last_error) = Some(message);
+        *lock(&self.last_error) = Some(message.clone());
         self.poisoned.store(true, Ordering::Release);
         self.metrics.wal_poisoned.set(1.0);
         self.nudge();
+        // Last: whatever becomes of the line, the flag stands.
+        tracing::error!(error = %message, "the log is poisoned: nothing more is acknowledged until restart");
     }
 
     pub fn blocked(&self) -> Blocked {

@@ -50,7 +50,7 @@ fn rotate_with(disk: &MemoryDisk, call: DiskCall, errno: i32) -> (OpenedLog, Arc
     disk.set_hook(move |c, path| (on.load(Ordering::Relaxed) && c == call && of_rotation(c, path)).then_some(errno));
     // The mark that is due comes first.
     std::thread::sleep(o.shared.settings.mark_delay);
-    assert_eq!(o.committer.step(), Step::Worked);
+    while o.committer.step() == Step::Worked {}
     o.shared.request_seal(1);
     let step = o.committer.step();
     (o, fails, step)

@@ -127,6 +127,8 @@ const SMALL: &[&str] = &[
     "ingest.max_record_size=4MB",
     "wal.reserve=64KB",
     "wal.pool=2",
+    // Wherever the tests keep their files.
+    "wal.allow_volatile=true",
     "compaction.trigger_size=16MB",
     "compaction.workers=2",
     "log.format=text",
@@ -166,6 +168,25 @@ impl Place {
         Server::launch(self.path(), sets, env).unwrap_or_else(|(status, log)| panic!("no banner, {status}: {log}"))
     }
 
+    /// Starts a server by a shell script that ends in `exec "$@"`, and waits until it is ready.
+    pub fn start_by(&self, script: &str, sets: &[&str]) -> Server {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, "sh"]).arg(arc());
+        self.start_command(command, sets, None)
+    }
+
+    /// Starts a server whose stderr is not the log file of the test, and waits until it is ready.
+    pub fn start_with_stderr(&self, stderr: Stdio, sets: &[&str]) -> Server {
+        self.start_command(Command::new(arc()), sets, Some(stderr))
+    }
+
+    fn start_command(&self, command: Command, sets: &[&str], stderr: Option<Stdio>) -> Server {
+        let started = Server::launch_command(command, self.path(), sets, &[], stderr);
+        let mut s = started.unwrap_or_else(|(status, log)| panic!("no banner, {status}: {log}"));
+        s.wait_ready();
+        s
+    }
+
     /// Runs a server that is expected to end by itself: its exit code and what it said.
     pub fn run_to_end(&self, sets: &[&str]) -> (Option<i32>, String) {
         self.run_to_end_with(sets, &[])
@@ -197,13 +218,25 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Server {
     fn launch(dir: &Path, sets: &[&str], env: &[(&str, &str)]) -> Result<Self, (ExitStatus, String)> {
+        Self::launch_command(Command::new(arc()), dir, sets, env, None)
+    }
+
+    fn launch_command(
+        mut command: Command,
+        dir: &Path,
+        sets: &[&str],
+        env: &[(&str, &str)],
+        stderr: Option<Stdio>,
+    ) -> Result<Self, (ExitStatus, String)> {
         let log = dir.join(format!("stderr-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let mut command = Command::new(arc());
+        let file = File::create(&log).unwrap();
         command.arg("serve").current_dir(dir).env_clear().envs(profile()).envs(env.iter().copied()).stdin(Stdio::null());
         for set in SMALL.iter().chain(sets) {
             command.args(["--set", set]);
         }
-        let mut child = command.stdout(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr.unwrap_or_else(|| file.into())).spawn().unwrap();
+        // With it goes what the command holds of a descriptor that is not ours to keep.
+        drop(command);
         let stdout = BufReader::new(child.stdout.take().unwrap());
         // From here on it is ended whatever happens.
         let mut server = Self { child, addr: ([127, 0, 0, 1], 0).into(), log, stdout };
@@ -283,6 +316,14 @@ impl Server {
 
     pub fn watermark(&self, name: &str) -> u64 {
         self.status()["watermarks"][name].as_u64().unwrap()
+    }
+
+    /// Sets how many files the server may have open, and returns what held before. The hard limit stays.
+    pub fn limit_files(&self, soft: Option<u64>) -> Option<u64> {
+        use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+        // Raised by the server to the hard limit, which is also this process's.
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, Rlimit { current: soft, maximum }).unwrap().current
     }
 
     #[cfg(target_os = "linux")]

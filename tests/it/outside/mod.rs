@@ -6,7 +6,9 @@ mod damage;
 mod decode;
 mod http;
 mod lake;
+mod process;
 mod readers;
+mod settings;
 mod store;
 
 use std::path::Path;
@@ -23,7 +25,8 @@ pub(super) struct Case {
     pub(super) tests: &'static [(&'static str, &'static str)],
 }
 
-const AREAS: &[&[Case]] = &[build::CASES, damage::CASES, decode::CASES, http::CASES, lake::CASES, readers::CASES, store::CASES];
+const AREAS: &[&[Case]] =
+    &[build::CASES, damage::CASES, decode::CASES, http::CASES, lake::CASES, process::CASES, readers::CASES, settings::CASES, store::CASES];
 
 #[test]
 fn every_case_names_tests_that_exist() {
