@@ -56,7 +56,14 @@ impl World {
         if new.is_empty() && !always {
             return Ok(());
         }
-        for name in &new {
+        let loaded = durable_manifest(&self.disk)?;
+        // A manifest that was written anew meanwhile has no intents of what is committed.
+        let committed: BTreeMap<&str, &str> = loaded
+            .iter()
+            .flat_map(|l| l.state.plans.values())
+            .flat_map(|p| p.commits.iter().filter_map(|(n, f)| Some((p.plan.outputs.get(*n as usize)?.name.as_str(), f.sha256.as_str()))))
+            .collect();
+        for name in new.iter().filter(|n| committed.get(n.as_str()).is_none_or(|c| **c != sha256(&objects[**n]))) {
             is_announced(&self.disk, &|n| objects.contains_key(n), name, &objects[*name])?;
         }
         self.seen = objects.keys().cloned().collect();
@@ -64,7 +71,7 @@ impl World {
         if !strays.is_empty() {
             return Err(format!("files went below the mount point of the lake: {:?}", strays.keys()));
         }
-        let Some(loaded) = durable_manifest(&self.disk)? else { return Ok(()) };
+        let Some(loaded) = loaded else { return Ok(()) };
         let left = self.disk.durable_copy(|p| files::parse_segment(&file_name(p)).is_none());
         let left = |name: &str| left.content(&Path::new(LAKE).join(name));
         for p in loaded.state.plans.values().filter(|p| !p.commits.is_empty()) {
@@ -73,7 +80,7 @@ impl World {
                 return Err(format!("plan {} has commits, and a power cut would leave no {object}", p.plan.plan));
             }
             for (n, f) in p.commits.iter().filter(|(_, f)| f.length > 0) {
-                let name = &p.plan.outputs[*n as usize].name;
+                let Some(name) = p.plan.outputs.get(*n as usize).map(|o| &o.name) else { continue };
                 let Some(bytes) = left(name) else { return Err(format!("{name} is committed, and a power cut would leave nothing of it")) };
                 if bytes.len() as u64 != f.length || sha256(&bytes) != f.sha256 {
                     return Err(format!("{name} is committed with {} bytes, a power cut would leave {} others", f.length, bytes.len()));
