@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::{EXIT_FAILURE, EXIT_IO, EXIT_PROBLEMS, Global, plain_table};
+use crate::format::scan::range_text;
 use crate::tools::dump::{DumpOptions, dump};
 use crate::tools::lake::LakeReport;
 use crate::tools::list::{Listing, Sizes, list};
+use crate::tools::side::{KeptLine, SideLine};
 use crate::tools::verify::{Stage, Verified, verify};
 use crate::tools::{ToolError, short_salt};
 use crate::types::Sequence;
@@ -85,6 +87,9 @@ pub struct DumpArgs {
     /// Record headers instead of rows; receive_time is in microseconds since 1970
     #[arg(long)]
     pub records: bool,
+    /// Also records among the bytes set aside in side/ of damaged and torn places; their lines say "file"
+    #[arg(long)]
+    pub set_aside: bool,
 }
 
 /// Runs `arc wal`.
@@ -104,8 +109,8 @@ pub fn run(global: &Global, command: WalCommand) -> ExitCode {
             Ok((super::print(&text), v.clean()))
         }),
         WalCommand::Dump(args) => {
-            let DumpArgs { directory, from, to, database, table, limit, records } = args;
-            let options = DumpOptions { from, to, database, table, limit, records };
+            let DumpArgs { directory, from, to, database, table, limit, records, set_aside } = args;
+            let options = DumpOptions { from, to, database, table, limit, records, set_aside };
             with_directory(global, directory, |dir| {
                 let mut out = BufWriter::with_capacity(1 << 18, std::io::stdout().lock());
                 let done = dump(&OsVfs, &dir, &options, &mut out)?;
@@ -192,6 +197,7 @@ fn listing(l: &Listing) -> String {
         let _ = writeln!(out, "{name:<11} {}", sizes(s));
     }
     let _ = writeln!(out, "reserve     {} bytes", l.reserve_bytes);
+    side(&mut out, &l.side_segments, &l.kept);
     for p in &l.problems {
         let _ = writeln!(out, "problem: {p}");
     }
@@ -214,9 +220,9 @@ fn verified(v: &Verified, color: bool) -> String {
     }
     let _ = writeln!(out, "{}\n", t.trim_fmt());
     if !v.tables.is_empty() {
-        let mut t = plain_table(&["DATABASE", "TABLE", "ROWS", "NOT SHIPPED"]);
+        let mut t = plain_table(&["DATABASE", "TABLE", "ROWS", "NOT SHIPPED", "IN SIDE SEGMENTS"]);
         for x in v.tables.iter().take(MOST_LINES) {
-            t.add_row([x.database.clone(), x.table.clone(), x.rows.to_string(), x.unshipped_rows.to_string()]);
+            t.add_row([x.database.clone(), x.table.clone(), x.rows.to_string(), x.unshipped_rows.to_string(), x.side_rows.to_string()]);
         }
         let _ = writeln!(out, "{}", t.trim_fmt());
         more(&mut out, v.tables.len(), "tables");
@@ -233,13 +239,18 @@ fn verified(v: &Verified, color: bool) -> String {
         out.push('\n');
     }
     for m in v.missing.iter().take(MOST_LINES) {
-        let _ = writeln!(out, "missing: sequences {} to {}", m.first, m.last);
+        let plural = if m.first == m.last { "" } else { "s" };
+        let _ = writeln!(out, "missing: sequence{plural} {}", range_text(m.first, m.last));
     }
     more(&mut out, v.missing.len(), "missing ranges");
     for r in v.refusals.iter().take(MOST_LINES) {
         let _ = writeln!(out, "refused: {r}");
     }
     more(&mut out, v.refusals.len(), "refusals");
+    side(&mut out, &v.side, &v.kept);
+    if v.quarantined_rows > 0 {
+        let _ = writeln!(out, "quarantine: {} rows; see arc quarantine list", v.quarantined_rows);
+    }
     if let Some(l) = &v.lake {
         lake(&mut out, l);
     }
@@ -262,12 +273,46 @@ fn verified(v: &Verified, color: bool) -> String {
             "\nKeep a copy. With wal.on_damage = \"set-aside\" a server goes on without what is missing, with \"refuse\" it does not start; restoring the files first loses nothing."
         }
         "refused" => "\nA server would not start here; nothing has been changed.",
-        "torn" => "\nThe tail was never acknowledged: nothing is lost.",
+        "torn" => "\nNothing on disk shows that the tail was acknowledged.",
         _ => "",
     };
     let code = if v.clean() { "32" } else { "31" };
     let _ = if color { writeln!(out, "verdict: \x1b[1;{code}m{word}\x1b[0m{advice}") } else { writeln!(out, "verdict: {word}{advice}") };
     out
+}
+
+/// Side segments and what else is kept beside the log.
+fn side(out: &mut String, segments: &[SideLine], kept: &[KeptLine]) {
+    use std::fmt::Write as _;
+    let sequences = |first: Option<Sequence>, last: Option<Sequence>| match (first, last) {
+        (Some(a), Some(b)) => range_text(a, b),
+        (Some(a), None) => format!("from {a}"),
+        _ => "-".to_owned(),
+    };
+    if !segments.is_empty() {
+        let mut t = plain_table(&["SIDE SEGMENT", "STATE", "BYTES", "DATABASE", "TABLE", "ROWS", "SEQUENCES"]);
+        for s in segments.iter().take(MOST_LINES) {
+            t.add_row([
+                s.file.clone(),
+                s.state.to_owned(),
+                s.bytes.to_string(),
+                s.database.clone().unwrap_or_else(|| "-".into()),
+                s.table.clone().unwrap_or_else(|| "-".into()),
+                or_dash(s.rows),
+                sequences(s.first_seq, s.last_seq),
+            ]);
+        }
+        let _ = writeln!(out, "{}", t.trim_fmt());
+        more(out, segments.len(), "side segments");
+    }
+    if !kept.is_empty() {
+        let mut t = plain_table(&["SET ASIDE", "BYTES", "WHOLE RECORDS", "SEQUENCES"]);
+        for k in kept.iter().take(MOST_LINES) {
+            t.add_row([k.file.clone(), k.bytes.to_string(), k.records.to_string(), sequences(k.first_seq, k.last_seq)]);
+        }
+        let _ = writeln!(out, "{}", t.trim_fmt());
+        more(out, kept.len(), "files");
+    }
 }
 
 fn lake(out: &mut String, l: &LakeReport) {
@@ -386,6 +431,6 @@ mod tests {
         assert!(!text.contains('\x1b') && verified(&v, true).contains("\x1b[1;31m"));
         let refused = verified(&Verified { verdict: "refused", ..Verified::default() }, false);
         assert!(refused.contains("would not start") && !refused.contains("would keep"), "{refused}");
-        assert!(verified(&Verified { verdict: "torn", ..Verified::default() }, false).contains("nothing is lost"));
+        assert!(verified(&Verified { verdict: "torn", ..Verified::default() }, false).contains("Nothing on disk shows that"));
     }
 }

@@ -11,6 +11,7 @@ use super::memory::EARLIER_ROW_GROUP_BYTES;
 use super::name::{Layout, object_name};
 use super::slices::{Payloads, SliceRef};
 use crate::catalog::Catalog;
+use crate::format::file_header::FileKind;
 use crate::format::manifest::{Entry, Plan, PlanInput, PlanOutput, PlanSchema, PlanWriter};
 use crate::format::payload::PayloadView;
 use crate::format::record::RecordKind;
@@ -235,7 +236,7 @@ fn scan(
             // Not further: what stands behind the end is nobody's, and need not be readable.
             file.map(seg.end.min(seg.file_len))?
         };
-        let found: Vec<Found> = Scanner::new(&map, seg.salt, FILE_HEADER_BYTES as u64, seg.end).collect();
+        let found: Vec<Found> = Scanner::new(&map, seg.salt, FILE_HEADER_BYTES as u64, seg.end).only(FileKind::Segment).collect();
         let known = Known { first_sequence: seg.first_sequence, declared: Some((seg.end, seg.last_sequence)), floor: seg.last_sequence };
         let v = judge(known, &found);
         drop(found);

@@ -3,6 +3,7 @@
 //! The scan is in two steps, both pure. [`Scanner`] walks bytes and yields valid records and bad regions; it knows only the
 //! salt. [`judge`] applies the decision table of `wal-format.md` to what was found.
 
+use super::file_header::FileKind;
 use super::record::{RecordHeader, RecordKind};
 use crate::limits::{BLOCK, RECORD_ALIGN, RECORD_HEADER_BYTES};
 use crate::types::Sequence;
@@ -27,12 +28,14 @@ pub enum Why {
     PayloadCrc { sequence: Sequence, expected: u32, found: u32 },
     /// The header is right but the payload runs past the end of the file.
     Length { sequence: Sequence, payload_len: u32 },
+    /// A good record of a kind that does not belong in this file.
+    Kind { kind: RecordKind },
 }
 
 impl Why {
     /// Whether a good header stands there.
     fn is_begun(&self) -> bool {
-        matches!(self, Self::PayloadCrc { .. } | Self::Length { .. })
+        matches!(self, Self::PayloadCrc { .. } | Self::Length { .. } | Self::Kind { .. })
     }
 
     pub fn expected(&self) -> String {
@@ -40,6 +43,7 @@ impl Why {
             Self::Zero | Self::Header => "a record of this segment's salt".into(),
             Self::PayloadCrc { sequence, expected, .. } => format!("payload CRC {expected:08x} of sequence {sequence}"),
             Self::Length { sequence, .. } => format!("the payload of sequence {sequence} within the file"),
+            Self::Kind { .. } => "a record of a kind that belongs in this file".into(),
         }
     }
 
@@ -49,6 +53,7 @@ impl Why {
             Self::Header => "no valid record header".into(),
             Self::PayloadCrc { found, .. } => format!("CRC {found:08x}"),
             Self::Length { payload_len, .. } => format!("a length of {payload_len} bytes"),
+            Self::Kind { kind } => format!("a record of kind {}", kind.name()),
         }
     }
 }
@@ -61,12 +66,27 @@ pub struct Scanner<'a> {
     salt: u64,
     at: u64,
     to: u64,
+    only: Option<FileKind>,
 }
 
 impl<'a> Scanner<'a> {
     pub fn new(file: &'a [u8], salt: u64, from: u64, to: u64) -> Self {
         let to = to.min(file.len() as u64);
-        Self { file, salt, at: from.next_multiple_of(RECORD_ALIGN as u64), to }
+        Self { file, salt, at: from.next_multiple_of(RECORD_ALIGN as u64), to, only: None }
+    }
+
+    /// Takes only records that belong in a file of this kind: whatever else has good CRCs is a bad place.
+    pub fn only(mut self, kind: FileKind) -> Self {
+        self.only = Some(kind);
+        self
+    }
+
+    fn belongs(&self, h: &RecordHeader) -> bool {
+        match h.kind {
+            RecordKind::Write => self.only != Some(FileKind::Manifest),
+            RecordKind::Entry | RecordKind::Keys => self.only != Some(FileKind::Segment),
+            RecordKind::Mark | RecordKind::Pad => true,
+        }
     }
 
     fn slice(&self, from: u64, len: usize) -> Option<&'a [u8]> {
@@ -136,6 +156,10 @@ impl Iterator for Scanner<'_> {
         let from = self.at;
         if let Some(h) = self.header(from) {
             return Some(match self.check(&h) {
+                Ok(()) if !self.belongs(&h) => {
+                    self.at = from + h.record_len() as u64;
+                    Found::Bad { from, to: self.at.min(self.to), why: Why::Kind { kind: h.kind } }
+                }
                 Ok(()) => {
                     self.at = from + h.record_len() as u64;
                     Found::Record(h)

@@ -1,17 +1,23 @@
 //! `arc wal dump`: what the log holds, row by row.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
 
 use super::rows::Rows;
+use super::side::{Outside, Wanted, each_record, outside};
 use super::{MOST_LOOKS, ToolError, entries, pause};
-use crate::format::payload::PayloadView;
-use crate::types::Sequence;
-use crate::vfs::Vfs;
+use crate::batch::TableBatch;
+use crate::format::payload::{PayloadView, one_table};
+use crate::format::record::RecordHeader;
+use crate::types::{Sequence, hour_of};
+use crate::vfs::{Vfs, read_all};
 use crate::wal::files;
+use crate::wal::manifest::load;
 use crate::wal::recover::{Visited, inspect_from};
 
 /// What to print.
@@ -27,6 +33,8 @@ pub struct DumpOptions {
     pub limit: Option<u64>,
     /// Record headers instead of rows.
     pub records: bool,
+    /// Also whole records among the bytes that were set aside of damaged and torn places, each line with its file.
+    pub set_aside: bool,
 }
 
 /// How a dump went.
@@ -37,7 +45,18 @@ pub struct Dumped {
     pub problems: Vec<String>,
 }
 
+/// Where a record stands.
+struct Place<'a> {
+    /// 0 outside of the log's segments.
+    segment: u64,
+    file: &'a str,
+    /// Lines say so.
+    named: bool,
+}
+
 struct Dump<'a> {
+    vfs: &'a dyn Vfs,
+    dir: &'a Path,
     options: &'a DumpOptions,
     out: &'a mut dyn Write,
     line: String,
@@ -54,11 +73,14 @@ struct Dump<'a> {
     /// until then.
     doubted: Option<Sequence>,
     believe_all: bool,
+    /// Records of side segments and the quarantine that no segment has shown yet.
+    outside: BTreeMap<Sequence, Vec<Outside>>,
     error: Option<ToolError>,
     ended: bool,
 }
 
-/// Prints every kept record from `options.from` on as JSON lines, in the order of sequences; memory is bounded by one segment.
+/// Prints every kept record from `options.from` on as JSON lines, in the order of sequences; those that only side segments or the
+/// quarantine hold are among them. Memory is bounded by one segment, and an entry for each record of the side segments.
 ///
 /// On a live log it ends with the last record found. A jump in the sequences from one segment to the next may come from a
 /// segment that was made or released during the look, so it is believed only when a second look meets it too.
@@ -67,6 +89,8 @@ struct Dump<'a> {
 /// [`ToolError`]; damage is no error but a problem in the result.
 pub fn dump(vfs: &dyn Vfs, dir: &Path, options: &DumpOptions, out: &mut dyn Write) -> Result<Dumped, ToolError> {
     let mut d = Dump {
+        vfs,
+        dir,
         options,
         out,
         line: String::new(),
@@ -77,9 +101,11 @@ pub fn dump(vfs: &dyn Vfs, dir: &Path, options: &DumpOptions, out: &mut dyn Writ
         missing: Vec::new(),
         doubted: None,
         believe_all: false,
+        outside: BTreeMap::new(),
         error: None,
         ended: options.limit == Some(0),
     };
+    d.look_outside()?;
     let mut damage: Vec<String> = Vec::new();
     let mut refusals: Vec<String> = Vec::new();
     for look in 0..MOST_LOOKS {
@@ -100,13 +126,14 @@ pub fn dump(vfs: &dyn Vfs, dir: &Path, options: &DumpOptions, out: &mut dyn Writ
                 for f in r.findings.iter().filter(|f| f.finding.label.is_damage()) {
                     let x = &f.finding;
                     let text = format!(
-                        "segment {} ({}) offset {}: {}: expected {}, found {}",
+                        "{} (segment {}) offset {}: {}: expected {}, found {}; missing sequences: {}",
+                        r.file_name(f.segment),
                         f.segment,
-                        files::segment_name(f.segment),
                         x.from,
                         x.label.name(),
                         x.expected,
-                        x.found
+                        x.found,
+                        x.missing_text()
                     );
                     if !damage.contains(&text) {
                         damage.push(text);
@@ -123,6 +150,7 @@ pub fn dump(vfs: &dyn Vfs, dir: &Path, options: &DumpOptions, out: &mut dyn Writ
         }
         pause(look);
     }
+    d.rest()?;
     refusals.extend(damage);
     refusals.append(&mut d.done.problems);
     d.done.problems = refusals;
@@ -152,7 +180,14 @@ impl Dump<'_> {
         }
         self.begun = true;
         self.segment = v.segment;
-        match self.print(v) {
+        let file = files::segment_name(v.segment);
+        let place = Place { segment: v.segment, file: &file, named: false };
+        let printed = self.outside_before(sequence).and_then(|()| {
+            // The segment has the whole record.
+            self.outside.remove(&sequence);
+            if self.ended { Ok(()) } else { self.print(&place, v.header, v.payload, None) }
+        });
+        match printed {
             Ok(()) => {
                 self.next = Some(sequence + 1);
                 ControlFlow::Continue(())
@@ -164,36 +199,35 @@ impl Dump<'_> {
         }
     }
 
-    fn print(&mut self, v: &Visited<'_>) -> std::io::Result<()> {
-        let unreadable = |why: String| format!("segment {} offset {}: sequence {}: {why}", v.segment, v.header.offset, v.header.sequence);
-        let p = match PayloadView::parse(v.payload) {
-            Ok(p) => p,
-            Err(e) => {
-                self.done.problems.push(unreadable(format!("payload {e}")));
-                return if self.options.records { self.header(v) } else { Ok(()) };
-            }
-        };
-        let options = self.options;
-        let wanted = |table: &str| options.table.as_deref().is_none_or(|t| t == table);
-        if options.database.as_deref().is_some_and(|d| d != &*p.index.database) || !p.index.tables.iter().any(|t| wanted(&t.table)) {
-            return Ok(());
+    /// Finds the records that only side segments and the quarantine hold.
+    fn look_outside(&mut self) -> Result<(), ToolError> {
+        let shown = self.dir.display().to_string();
+        // A manifest that cannot be read is a matter of the report.
+        let state = load(self.vfs, self.dir).ok().flatten().map(|m| m.state).unwrap_or_default();
+        let (records, problems) = outside(self.vfs, self.dir, &state).map_err(ToolError::io(shown))?;
+        self.outside = records;
+        self.done.problems.extend(problems);
+        if let Some(from) = self.options.from {
+            self.outside = self.outside.split_off(&from);
         }
-        if self.options.records {
-            return self.header(v);
-        }
-        let batch = match p.to_batch() {
-            Ok(b) => b,
-            Err(e) => {
-                self.done.problems.push(unreadable(e));
-                return Ok(());
-            }
-        };
-        for t in batch.tables().iter().filter(|t| wanted(&t.table)) {
-            let rows = Rows::new(batch.database(), t);
-            for row in 0..t.rows() {
-                self.line.clear();
-                rows.put(&mut self.line, v.header.sequence, row);
-                self.put_line()?;
+        Ok(())
+    }
+
+    /// Prints the records outside of the segments whose sequences are below `sequence`.
+    fn outside_before(&mut self, sequence: Sequence) -> std::io::Result<()> {
+        while let Some(first) = self.outside.first_entry().filter(|e| *e.key() < sequence && !self.ended) {
+            // Some tables and hours of a request may be here, others there, and one in both places.
+            let mut seen: Vec<Wanted> = Vec::new();
+            for r in first.remove() {
+                if seen.contains(&r.wanted) {
+                    continue;
+                }
+                let place = Place { segment: 0, file: &r.file, named: false };
+                match r.payload(self.vfs, self.dir) {
+                    Some(payload) => self.print(&place, &r.header, &payload, Some(&r.wanted))?,
+                    None => self.done.problems.push(format!("{}: sequence {}: it was there and has gone", r.file, r.header.sequence)),
+                }
+                seen.push(r.wanted);
                 if self.ended {
                     return Ok(());
                 }
@@ -202,13 +236,126 @@ impl Dump<'_> {
         Ok(())
     }
 
-    fn header(&mut self, v: &Visited<'_>) -> std::io::Result<()> {
+    /// What is left behind the last record of the segments; then what was set aside, if it is asked for.
+    fn rest(&mut self) -> Result<(), ToolError> {
+        let end = self.options.to.map_or(Sequence::MAX, |to| to.saturating_add(1));
+        if self.options.limit != Some(self.done.lines) {
+            self.ended = false;
+            self.outside_before(end).map_err(ToolError::Output)?;
+        }
+        if !self.options.set_aside {
+            return Ok(());
+        }
+        let dir = self.dir.join(files::SIDE);
+        let shown = dir.display().to_string();
+        let all = match self.vfs.list(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            x => x.map_err(ToolError::io(shown))?,
+        };
+        for e in all.into_iter().filter(|e| !e.is_dir && files::parse_deferred(&e.name).is_none()) {
+            let bytes = self.vfs.open(&dir.join(&e.name), false).and_then(|f| read_all(&*f)).map_err(ToolError::io(e.name.clone()))?;
+            let file = format!("{}/{}", files::SIDE, e.name);
+            let mut printed = Ok(());
+            each_record(&bytes, &mut |h, payload| {
+                let wanted = self.options.from.is_none_or(|f| h.sequence >= f) && h.sequence < end;
+                if printed.is_ok() && wanted && !self.ended {
+                    printed = self.print(&Place { segment: 0, file: &file, named: true }, h, payload, None);
+                }
+            });
+            printed.map_err(ToolError::Output)?;
+        }
+        Ok(())
+    }
+
+    /// Prints the rows of a record, or those of one table and hour of it.
+    fn print(&mut self, place: &Place<'_>, header: &RecordHeader, payload: &[u8], part: Option<&Wanted>) -> std::io::Result<()> {
+        let unreadable = |why: String| format!("{} offset {}: sequence {}: {why}", place.file, header.offset, header.sequence);
+        let p = match PayloadView::parse(payload) {
+            Ok(p) => p,
+            Err(e) => {
+                self.done.problems.push(unreadable(format!("payload {e}")));
+                return if self.options.records { self.header(place, header) } else { Ok(()) };
+            }
+        };
+        let options = self.options;
+        let database = Arc::clone(&p.index.database);
+        let wanted = |table: &str| options.table.as_deref().is_none_or(|t| t == table) && part.is_none_or(|w| w.is_table(&database, table));
+        if options.database.as_deref().is_some_and(|d| d != &*p.index.database) || !p.index.tables.iter().any(|t| wanted(&t.table)) {
+            return Ok(());
+        }
+        if self.options.records {
+            return self.header(place, header);
+        }
+        let batch = match p.to_batch() {
+            Ok(b) => b,
+            Err(e) => {
+                self.done.problems.push(unreadable(e));
+                return self.print_readable(place, header, &p, &wanted, part);
+            }
+        };
+        for t in batch.tables().iter().filter(|t| wanted(&t.table)) {
+            self.table(place, header, batch.database(), t, part)?;
+            if self.ended {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables of a record that can be decoded, where another one of it cannot.
+    fn print_readable(
+        &mut self,
+        place: &Place<'_>,
+        header: &RecordHeader,
+        p: &PayloadView<'_>,
+        wanted: &dyn Fn(&str) -> bool,
+        part: Option<&Wanted>,
+    ) -> std::io::Result<()> {
+        for (i, t) in p.index.tables.iter().enumerate().filter(|(_, t)| wanted(&t.table)) {
+            let alone = one_table(p, i).ok().map(|(directory, body)| [&directory, body].concat());
+            let batch = alone.as_deref().and_then(|b| PayloadView::parse(b).ok()?.to_batch().ok());
+            for table in batch.iter().flat_map(|b| b.tables()).filter(|x| x.table == *t.table) {
+                self.table(place, header, &p.index.database, table, part)?;
+                if self.ended {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn table(
+        &mut self,
+        place: &Place<'_>,
+        header: &RecordHeader,
+        database: &str,
+        t: &TableBatch,
+        part: Option<&Wanted>,
+    ) -> std::io::Result<()> {
+        let hour = part.and_then(|w| w.hour);
+        let rows = Rows::new(database, t);
+        for (row, _) in t.time.iter().enumerate().filter(|(_, time)| hour.is_none_or(|h| hour_of(**time) == h)) {
+            self.line.clear();
+            rows.put(&mut self.line, header.sequence, row);
+            if place.named {
+                let file = serde_json::Value::from(place.file);
+                self.line.truncate(self.line.len() - 2);
+                self.line.push_str(&format!(",\"file\":{file}}}\n"));
+            }
+            self.put_line()?;
+            if self.ended {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, place: &Place<'_>, h: &RecordHeader) -> std::io::Result<()> {
         use std::fmt::Write as _;
-        let h = v.header;
         self.line.clear();
         let line = json!({
-            "seq": h.sequence, "kind": h.kind.name(), "offset": h.offset, "segment": v.segment, "payload_len": h.payload_len,
-            "floor": h.durable_floor, "receive_time": h.receive_time_us,
+            "seq": h.sequence, "kind": h.kind.name(), "offset": h.offset, "segment": place.segment, "file": place.file,
+            "payload_len": h.payload_len, "floor": h.durable_floor, "receive_time": h.receive_time_us,
         });
         let _ = writeln!(self.line, "{line}");
         self.put_line()

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::side::{KeptLine, SideLine, kept_lines, side_lines};
 use super::{MOST_LOOKS, ToolError, entries, pause};
 use crate::format::file_header::{FileHeader, FileKind};
 use crate::format::scan::Known;
@@ -12,7 +13,7 @@ use crate::limits::FILE_HEADER_BYTES;
 use crate::types::{LogId, Sequence};
 use crate::vfs::{DirEntry, Vfs};
 use crate::wal::files;
-use crate::wal::manifest::{ManifestError, load};
+use crate::wal::manifest::{ManifestError, ManifestState, load};
 use crate::wal::reader::{FileBytes, HeaderCopies, read_file, read_header, scan_growing};
 
 /// One segment as its header and its successor's describe it.
@@ -73,6 +74,10 @@ pub struct Listing {
     pub spares: Sizes,
     pub pool: Sizes,
     pub side: Sizes,
+    /// Side segments, those that should be there included.
+    pub side_segments: Vec<SideLine>,
+    /// Other files of the side directory.
+    pub kept: Vec<KeptLine>,
     pub quarantine: Sizes,
     pub reserve_bytes: u64,
 }
@@ -103,7 +108,7 @@ pub fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Listing, ToolError> {
 
 fn once(vfs: &dyn Vfs, dir: &Path, all: &[DirEntry]) -> io::Result<Listing> {
     let mut l = Listing::default();
-    let (mut log, mut released) = (None, 0);
+    let (mut log, mut released, mut state) = (None, 0, ManifestState::default());
     match load(vfs, dir) {
         Ok(Some(m)) => {
             log = Some(m.header.log);
@@ -121,6 +126,7 @@ fn once(vfs: &dyn Vfs, dir: &Path, all: &[DirEntry]) -> io::Result<Listing> {
                 tables: s.tables.len(),
                 keys: s.keys.len(),
             });
+            state = m.state;
         }
         Ok(None) => l.problems.push(format!("{}: expected a manifest, found none; restore it from a copy", dir.display())),
         Err(e @ ManifestError::Damaged { .. }) => l.problems.push(e.to_string()),
@@ -156,6 +162,14 @@ fn once(vfs: &dyn Vfs, dir: &Path, all: &[DirEntry]) -> io::Result<Listing> {
             x => x?.iter().filter(|e| !e.is_dir).for_each(|e| sizes.add(e)),
         }
     }
+    l.side_segments = side_lines(vfs, dir, &state)?;
+    for s in l.side_segments.iter().filter(|s| l.manifest.is_some() && matches!(s.state, "missing" | "stray")) {
+        l.problems.push(match s.state {
+            "missing" => format!("{}: expected the side segment of an output that waits, found no such file", s.file),
+            _ => format!("{}: expected an entry of the manifest that names it, found none; look at it, then move it away", s.file),
+        });
+    }
+    l.kept = kept_lines(vfs, dir)?;
     Ok(l)
 }
 

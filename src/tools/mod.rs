@@ -8,6 +8,7 @@ pub mod lake;
 pub mod list;
 pub mod quarantine;
 pub mod rows;
+pub mod side;
 pub mod verify;
 
 use std::io;
@@ -70,5 +71,7 @@ pub fn short_salt(salt: u64) -> String {
     format!("{:08x}", salt >> 32)
 }
 
+#[cfg(test)]
+mod outside_tests;
 #[cfg(test)]
 mod tests;

@@ -86,9 +86,9 @@ pub fn show(vfs: &dyn Vfs, dir: &Path, sequence: Sequence) -> Result<(Vec<Slice>
     Ok((slices, problems))
 }
 
-type Found = Result<(Line, Vec<u8>), String>;
+pub(super) type Found = Result<(Line, Vec<u8>), String>;
 
-fn each(vfs: &dyn Vfs, dir: &Path, prefix: &str, f: &mut dyn FnMut(Found)) -> Result<(), ToolError> {
+pub(super) fn each(vfs: &dyn Vfs, dir: &Path, prefix: &str, f: &mut dyn FnMut(Found)) -> Result<(), ToolError> {
     entries(vfs, dir)?;
     let dir = dir.join(files::QUARANTINE);
     let all = match vfs.list(&dir) {

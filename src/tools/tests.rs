@@ -20,7 +20,7 @@ use crate::wal::shared::lock;
 use crate::wal::testing::{Running, reopen, settings};
 
 /// Four segments: sequences 1 to 3, 4 to 6, 7 to 9, and the newest with 10; each record is a group of one block.
-fn build() -> tempfile::TempDir {
+pub(super) fn build() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for first in [1, 4, 7] {
         let (o, _) = reopen(settings(dir.path(), 1 << 16, Engine::Pwrite)).unwrap();
@@ -34,11 +34,11 @@ fn build() -> tempfile::TempDir {
     dir
 }
 
-fn check(dir: &Path) -> Verified {
+pub(super) fn check(dir: &Path) -> Verified {
     verify(&OsVfs, dir, None, &mut |_| {}).unwrap()
 }
 
-fn lines(dir: &Path, o: &DumpOptions) -> (Vec<Value>, Dumped) {
+pub(super) fn lines(dir: &Path, o: &DumpOptions) -> (Vec<Value>, Dumped) {
     let mut out = Vec::new();
     let done = dump(&OsVfs, dir, o, &mut out).unwrap();
     let lines: Vec<Value> = String::from_utf8(out).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
@@ -46,19 +46,19 @@ fn lines(dir: &Path, o: &DumpOptions) -> (Vec<Value>, Dumped) {
     (lines, done)
 }
 
-fn sequences(v: &[Value]) -> Vec<u64> {
+pub(super) fn sequences(v: &[Value]) -> Vec<u64> {
     let mut s: Vec<u64> = v.iter().map(|l| l["seq"].as_u64().unwrap()).collect();
     s.dedup();
     s
 }
 
-fn flip(path: &Path, at: usize) {
+pub(super) fn flip(path: &Path, at: usize) {
     let mut b = std::fs::read(path).unwrap();
     b[at] ^= 0x20;
     std::fs::write(path, b).unwrap();
 }
 
-fn manifest_path(dir: &Path) -> PathBuf {
+pub(super) fn manifest_path(dir: &Path) -> PathBuf {
     let all = OsVfs.list(dir).unwrap();
     dir.join(&all.iter().rfind(|e| files::parse_manifest(&e.name).is_some()).unwrap().name)
 }
@@ -248,7 +248,7 @@ fn headers_and_missing_files() {
     std::fs::remove_file(files::segment_path(dir.path(), 2)).unwrap();
     let v = check(dir.path());
     assert_eq!((v.verdict, v.clean()), ("refused", false));
-    assert!(v.refusals.iter().any(|r| r.contains("segments 2 to 2")), "{:?}", v.refusals);
+    assert!(v.refusals.iter().any(|r| r.contains("seg-0000000000000002.wal missing")), "{:?}", v.refusals);
     let (rows, _) = lines(dir.path(), &DumpOptions::default());
     assert_eq!(sequences(&rows), [1, 2, 3, 7, 8, 9, 10]);
 }
@@ -293,7 +293,7 @@ fn a_reader_that_goes_away_ends_the_dump() {
     assert!(matches!(e, ToolError::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe));
 }
 
-fn plan(log: LogId, plan: u64, first: Sequence, last: Sequence, outputs: u32) -> Plan {
+pub(super) fn plan(log: LogId, plan: u64, first: Sequence, last: Sequence, outputs: u32) -> Plan {
     let name = |n| object_name("db", "t", Layout::Hive, 0, log, (first, last), n);
     let output = |n| PlanOutput { schema: 0, hour: 0, first_sequence: first, last_sequence: last, rows: 1, name: name(n) };
     let writer = PlanWriter {
@@ -400,12 +400,17 @@ fn deferred_outputs_need_their_side_segments() {
         v.findings.first().map(|f| (f.label, f.segment, f.found.clone()))
     };
     assert_eq!(finding(), Some(("deferred", 0, "no such file".into())));
-    // A segment of the log has the form of a side segment; one row of each of its three records is in the hour.
+    // One row of each of the three records is in the hour.
     let side = dir.path().join("side").join(files::deferred_name(1, 0));
-    std::fs::copy(files::segment_path(dir.path(), 1), &side).unwrap();
+    super::outside_tests::side_segment(&side, v_log(dir.path()), 1, &[1, 2, 3]);
     assert_eq!(finding(), None);
-    flip(&side, FILE_HEADER_BYTES + BLOCK + 80);
-    assert_eq!(finding(), Some(("deferred", 0, "2 rows".into())));
+    flip(&side, FILE_HEADER_BYTES + 80);
+    assert!(finding().is_some_and(|(label, segment, found)| (label, segment) == ("deferred", 0) && found.contains("CRC")));
+}
+
+/// The log's id.
+fn v_log(dir: &Path) -> LogId {
+    crate::wal::manifest::load(&OsVfs, dir).unwrap().unwrap().header.log
 }
 
 #[test]

@@ -8,17 +8,21 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::lake::{self, LakeReport};
+use super::quarantine;
+use super::side::{KeptLine, SideLine, Wanted, kept_lines, rows_of, side_lines};
 use super::{MOST_LOOKS, ToolError, entries, pause};
 use crate::format::file_header::FileKind;
 use crate::format::payload::PayloadView;
-use crate::format::scan::{Found, Scanner};
-use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::format::record::RecordHeader;
+use crate::format::scan::Known;
+use crate::limits::{BLOCK, RECORD_HEADER_BYTES};
 use crate::types::{LogId, Sequence};
 use crate::vfs::Vfs;
 use crate::wal::files;
 use crate::wal::manifest::{ManifestState, load};
-use crate::wal::reader::{FileBytes, header_of, read_file, read_header};
-use crate::wal::recover::{Progress, Report, inspect};
+use crate::wal::reader::{FileBytes, header_of, read_file, read_header, scan, unexplained};
+use crate::wal::recover::{ManifestSummary, Progress, Report, inspect};
+use crate::wal::side::read_side;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VerifiedSegment {
@@ -34,8 +38,9 @@ pub struct VerifiedSegment {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VerifiedFinding {
-    /// A row of the decision table, or `header_copy` (one of a file's two header copies is bad) or `payload` (the bytes are
-    /// those that were written, and cannot be parsed) or `deferred` (a side segment lacks rows that wait for their Parquet file).
+    /// A row of the decision table; `header_copy` (one of a file's two header copies is bad), `payload` (the bytes are those that were
+    /// written, and cannot be decoded), `deferred` (a side segment is not as it was written, or is not there), `stray` (a side segment that
+    /// no entry of the manifest names), `quarantine` (a slice that cannot be read) or `behind_end` (bytes behind the last group).
     pub label: &'static str,
     /// 0 = the manifest, or a side segment named in `expected`.
     pub segment: u64,
@@ -55,8 +60,7 @@ pub struct Missing {
     pub last: Sequence,
 }
 
-/// Rows of the records that a recovery would keep, whether they are in Parquet already or not. Side segments are not counted: they
-/// hold copies.
+/// Rows of the records that a recovery would keep, whether they are in Parquet already or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TableRows {
     pub database: String,
@@ -64,6 +68,8 @@ pub struct TableRows {
     pub rows: u64,
     /// Those above the shipped watermark.
     pub unshipped_rows: u64,
+    /// Rows that wait in side segments for their file: the log itself may have released them.
+    pub side_rows: u64,
 }
 
 /// As the manifest says.
@@ -87,6 +93,11 @@ pub struct Verified {
     /// Why a server would not start here.
     pub refusals: Vec<String>,
     pub missing: Vec<Missing>,
+    /// Side segments.
+    pub side: Vec<SideLine>,
+    /// Other files of the side directory.
+    pub kept: Vec<KeptLine>,
+    pub quarantined_rows: u64,
     pub watermarks: ManifestMarks,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lake: Option<LakeReport>,
@@ -112,7 +123,20 @@ type Counts = BTreeMap<(Arc<str>, Arc<str>), (u64, u64)>;
 struct Look {
     report: Report,
     counts: Counts,
-    extra: Vec<VerifiedFinding>,
+    extra: Extra,
+}
+
+/// What a recovery does not look at.
+#[derive(Default)]
+struct Extra {
+    log: Option<LogId>,
+    findings: Vec<VerifiedFinding>,
+    side: Vec<SideLine>,
+    kept: Vec<KeptLine>,
+    /// Rows that wait in side segments, by database and table.
+    side_rows: BTreeMap<(Arc<str>, Arc<str>), u64>,
+    /// Rows in the quarantine.
+    quarantined: u64,
 }
 
 /// Looks at the log in `dir`, and at the lake `lake`.
@@ -172,11 +196,12 @@ fn look_once(vfs: &dyn Vfs, dir: &Path, progress: &mut dyn FnMut(Stage)) -> io::
     // Records are counted as they are met. A manifest that cannot be read is a matter of the report.
     let shipped = load(vfs, dir).ok().flatten().map_or(0, |m| m.state.shipped);
     let mut counts = Counts::new();
-    let mut extra = Vec::new();
+    let mut extra = Extra::default();
     let report = inspect(
         vfs,
         dir,
-        &mut |v| match PayloadView::parse(v.payload) {
+        // The columns as well: the CRC says that the bytes are those that were written, not that they can be read.
+        &mut |v| match PayloadView::parse(v.payload).map_err(|e| e.to_string()).and_then(|p| p.to_batch().map(|_| p)) {
             Ok(p) => {
                 for t in p.index.tables {
                     let (rows, unshipped) = counts.entry((Arc::clone(&p.index.database), t.table)).or_default();
@@ -184,83 +209,155 @@ fn look_once(vfs: &dyn Vfs, dir: &Path, progress: &mut dyn FnMut(Stage)) -> io::
                     *unshipped += if v.header.sequence > shipped { u64::from(t.rows) } else { 0 };
                 }
             }
-            Err(e) => extra.push(VerifiedFinding {
+            Err(found) => extra.findings.push(VerifiedFinding {
                 label: "payload",
                 segment: v.segment,
                 file: files::segment_name(v.segment),
                 offset: v.header.offset,
                 expected: format!("a payload of version 1 in sequence {}", v.header.sequence),
-                found: e.to_string(),
+                found,
                 problem: true,
             }),
         },
         &mut |p| progress(Stage::Log(p)),
     )?;
+    extra.log = report.log;
     for s in &report.segments {
-        header_copies(vfs, &s.path, FileKind::Segment, s.id, &mut extra)?;
+        header_copies(vfs, &s.path, FileKind::Segment, s.id, &mut extra.findings)?;
+        extra.findings.extend(s.behind.map(|offset| behind_end(s.id, report.file_name(s.id), offset)));
     }
     if let Some(m) = &report.manifest {
-        header_copies(vfs, &m.path, FileKind::Manifest, 0, &mut extra)?;
+        header_copies(vfs, &m.path, FileKind::Manifest, 0, &mut extra.findings)?;
+        manifest(vfs, m, &mut extra)?;
     }
-    for (plan, output) in report.state.deferred.keys() {
-        side_segment(vfs, dir, &report.state, *plan, *output, &mut extra)?;
-    }
+    side_segments(vfs, dir, &report.state, &mut extra)?;
+    quarantined(vfs, dir, &mut extra)?;
+    extra.kept = kept_lines(vfs, dir)?;
     Ok(Look { report, counts, extra })
 }
 
-/// Checks that the side segment of a deferred output holds its rows: the log itself may be released.
-fn side_segment(
-    vfs: &dyn Vfs,
-    dir: &Path,
-    state: &ManifestState,
-    plan: u64,
-    output: u32,
-    out: &mut Vec<VerifiedFinding>,
-) -> io::Result<()> {
-    let known = state.plans.get(&plan).and_then(|p| p.plan.outputs.get(output as usize).map(|o| (&p.plan, o)));
-    let Some((p, o)) = known else { return Ok(()) };
-    let schema = p.schemas.get(o.schema as usize);
-    let name = format!("{}/{}", files::SIDE, files::deferred_name(plan, output));
-    let path = dir.join(&name);
-    let mut bad = |offset: u64, found: String| {
-        let expected = format!("{name} with the {} rows of {}", o.rows, o.name);
-        let file = name.clone();
-        out.push(VerifiedFinding { label: "deferred", segment: 0, file, offset, expected, found, problem: true });
-    };
-    let file = match vfs.open(&path, false) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            // Its commit comes before its removal: a live server may have done both since the manifest was read.
-            if !matches!(load(vfs, dir), Ok(Some(m)) if !m.state.deferred.contains_key(&(plan, output))) {
-                bad(0, "no such file".into());
+/// Checks the side segments: those of deferred outputs hold rows that the log itself may have released.
+fn side_segments(vfs: &dyn Vfs, dir: &Path, state: &ManifestState, look: &mut Extra) -> io::Result<()> {
+    for line in side_lines(vfs, dir, state)? {
+        let (file, waits) = (line.file.clone(), matches!(line.state, "waits" | "missing"));
+        let what = match (&line.table, line.rows) {
+            (Some(t), Some(n)) => format!("{n} rows of {}/{t}", line.database.as_deref().unwrap_or_default()),
+            _ => "records".into(),
+        };
+        let mut find = |label, offset, expected, found, problem| {
+            look.findings.push(VerifiedFinding { label, segment: 0, file: file.clone(), offset, expected, found, problem });
+        };
+        let side = match read_side(vfs, &dir.join(&line.file)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // Its commit comes before its removal: a live server may have done both since the manifest was read.
+                let still = |m: &ManifestState| m.deferred.contains_key(&(line.plan, line.output));
+                if waits && !matches!(load(vfs, dir), Ok(Some(m)) if !still(&m.state)) {
+                    find("deferred", 0, format!("a side segment with {what}"), "no such file".into(), true);
+                }
+                look.side.push(line);
+                continue;
             }
-            return Ok(());
+            x => x?,
+        };
+        if line.state == "stray" {
+            find("stray", 0, "an entry of the manifest that names this side segment".into(), "none".into(), true);
         }
-        x => x?,
-    };
-    let header = match header_of(&*file, FileKind::Segment) {
-        Ok((h, _)) => h,
-        Err([a, b]) => {
-            bad(0, format!("{a}; second copy: {b}"));
-            return Ok(());
+        for b in &side.bad {
+            find("deferred", b.from, b.expected.clone(), b.found.clone(), waits);
         }
-    };
-    let mut bytes = FileBytes::default();
-    read_file(&*file, &mut bytes)?;
-    let (mut rows, mut at) = (0u64, FILE_HEADER_BYTES as u64);
-    for found in Scanner::new(&bytes.bytes, header.salt, at, bytes.bytes.len() as u64) {
-        match found {
-            Found::Record(r) => {
-                let index = PayloadView::parse(Scanner::payload(&bytes.bytes, &r)).map(|p| p.index);
-                let tables = index.iter().flat_map(|i| &i.tables).filter(|t| schema.is_none_or(|s| *t.table == *s.table));
-                rows += tables.flat_map(|t| &t.hours).filter(|(h, _)| *h == o.hour).map(|(_, n)| u64::from(*n)).sum::<u64>();
+        if let Ok((h, bad)) = &side.header {
+            if h.id != line.plan || look.log.is_some_and(|log| log != h.log) {
+                let found = format!("plan {} of log {}", h.id, h.log);
+                find("deferred", 0, format!("a header of plan {} of this log", line.plan), found, waits);
             }
-            Found::Bad { from, .. } => at = from,
+            for (i, why) in bad.iter().enumerate().filter_map(|(i, b)| Some((i, b.as_ref()?))) {
+                find("header_copy", (i * BLOCK) as u64, "a copy of the header".into(), why.to_string(), true);
+            }
         }
-    }
-    if rows != o.rows {
-        bad(at, format!("{rows} rows"));
+        let wanted = Wanted { table: line.database.clone().zip(line.table.clone()), hour: line.hour };
+        let mut rows = 0;
+        for r in &side.records {
+            let parsed = PayloadView::parse(side.payload(r)).map_err(|e| e.to_string());
+            match parsed.and_then(|p| p.to_batch().map(|_| p)) {
+                Ok(p) => rows += rows_of(&p, &wanted),
+                Err(e) => find("payload", r.offset, format!("a payload of version 1 in sequence {}", r.sequence), e, true),
+            }
+        }
+        if waits {
+            let key = (line.database.as_deref().unwrap_or_default().into(), line.table.as_deref().unwrap_or_default().into());
+            look.side_rows.entry(key).and_modify(|n| *n += rows).or_insert(rows);
+            // Places that are named already explain it.
+            if let Some(expected) = line.rows.filter(|n| *n != rows && side.bad.is_empty()) {
+                find("deferred", 0, format!("{expected} rows"), format!("{rows} rows"), true);
+            }
+        }
+        look.side.push(line);
     }
     Ok(())
+}
+
+/// Checks that the records of the quarantine are those that were written to it. What cannot be decoded is there for that reason.
+fn quarantined(vfs: &dyn Vfs, dir: &Path, look: &mut Extra) -> io::Result<()> {
+    let mut check = |found: quarantine::Found| {
+        let (file, expected, found) = match found {
+            Err(e) => (files::QUARANTINE.to_owned(), "a quarantined slice".to_owned(), e),
+            Ok((line, record)) => {
+                let header = RecordHeader::parse(&record);
+                let payload = header.and_then(|h| record.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + h.payload_len as usize));
+                match (header, payload) {
+                    (Some(h), Some(p)) if crc32fast::hash(p) == h.payload_crc => {
+                        look.quarantined += line.entry.rows;
+                        return;
+                    }
+                    _ => {}
+                }
+                let expected = format!("the whole record of sequence {}", line.entry.sequence);
+                (format!("{}/{}", files::QUARANTINE, line.file), expected, "a damaged one".into())
+            }
+        };
+        look.findings.push(VerifiedFinding { label: "quarantine", segment: 0, file, offset: 0, expected, found, problem: true });
+    };
+    quarantine::each(vfs, dir, "", &mut check).map_err(|e| match e {
+        ToolError::Io { source, .. } => source,
+        e => io::Error::other(e.to_string()),
+    })
+}
+
+/// Judges every place of the manifest, as a start does and says nothing of: pads, the tail, and what is behind it.
+fn manifest(vfs: &dyn Vfs, m: &ManifestSummary, look: &mut Extra) -> io::Result<()> {
+    let mut bytes = FileBytes::default();
+    let header = match vfs.open(&m.path, false) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        x => {
+            let f = x?;
+            read_file(&*f, &mut bytes)?;
+            header_of(&*f, FileKind::Manifest)
+        }
+    };
+    let Ok((h, _)) = header else { return Ok(()) };
+    let known = Known { first_sequence: h.first_sequence, declared: None, floor: h.first_sequence - 1 };
+    let v = scan(&bytes, FileKind::Manifest, h.salt, known);
+    let file = m.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for f in &v.findings {
+        look.findings.push(VerifiedFinding {
+            label: f.label.name(),
+            segment: 0,
+            file: file.clone(),
+            offset: f.from,
+            expected: f.expected.clone(),
+            found: f.found.clone(),
+            problem: f.label.is_damage(),
+        });
+    }
+    look.findings.extend(unexplained(&bytes, v.end, h.salt).map(|offset| behind_end(0, file, offset)));
+    Ok(())
+}
+
+/// Bytes behind the last group that neither zeros nor an older generation explain. A group of which nothing arrived whole may have left
+/// them, so that they are no damage.
+fn behind_end(segment: u64, file: String, offset: u64) -> VerifiedFinding {
+    let (expected, found) = ("zeros, or what an older generation left".into(), "other bytes, in which no record can be read".into());
+    VerifiedFinding { label: "behind_end", segment, file, offset, expected, found, problem: false }
 }
 
 /// Names a bad header copy whose twin is good: a server starts with it, and would not without the twin.
@@ -292,13 +389,13 @@ impl Look {
         let found = self.report.findings.iter().map(|f| VerifiedFinding {
             label: f.finding.label.name(),
             segment: f.segment,
-            file: if f.segment == 0 { manifest.clone() } else { files::segment_name(f.segment) },
+            file: if f.segment == 0 { manifest.clone() } else { self.report.file_name(f.segment) },
             offset: f.finding.from,
             expected: f.finding.expected.clone(),
             found: f.finding.found.clone(),
             problem: f.finding.label.is_damage(),
         });
-        found.chain(self.extra.iter().cloned()).collect()
+        found.chain(self.extra.findings.iter().cloned()).collect()
     }
 
     /// Everything that makes the log not clean, as texts to compare looks by.
@@ -314,7 +411,7 @@ impl Look {
         let keep: Vec<bool> = findings.iter().map(|f| !f.problem || shared.contains(&format!("{f:?}"))).collect();
         let (mut of_report, mut of_extra) = (keep.iter(), keep.iter().skip(self.report.findings.len()));
         self.report.findings.retain(|_| of_report.next().is_none_or(|k| *k));
-        self.extra.retain(|_| of_extra.next().is_none_or(|k| *k));
+        self.extra.findings.retain(|_| of_extra.next().is_none_or(|k| *k));
         let newest = self.report.segments.len();
         for (i, s) in self.report.segments.iter_mut().enumerate() {
             if s.label == "damaged" && !self.report.findings.iter().any(|f| f.segment == s.id && f.finding.label.is_damage()) {
@@ -322,6 +419,20 @@ impl Look {
             }
         }
     }
+}
+
+fn tables(mut counts: Counts, side: &BTreeMap<(Arc<str>, Arc<str>), u64>) -> Vec<TableRows> {
+    for key in side.keys() {
+        counts.entry(key.clone()).or_default();
+    }
+    let line = |(key, (rows, unshipped_rows)): ((Arc<str>, Arc<str>), (u64, u64))| TableRows {
+        side_rows: side.get(&key).copied().unwrap_or(0),
+        database: key.0.to_string(),
+        table: key.1.to_string(),
+        rows,
+        unshipped_rows,
+    };
+    counts.into_iter().map(line).collect()
 }
 
 fn summary(look: Look) -> Verified {
@@ -341,7 +452,7 @@ fn summary(look: Look) -> Verified {
             .iter()
             .map(|s| VerifiedSegment {
                 id: s.id,
-                file: files::segment_name(s.id),
+                file: report.file_name(s.id),
                 first_seq: s.first_sequence,
                 last_seq: s.last_sequence,
                 end: s.end,
@@ -350,11 +461,10 @@ fn summary(look: Look) -> Verified {
             .collect(),
         findings,
         would_recover_through: report.through,
-        tables: look
-            .counts
-            .into_iter()
-            .map(|((d, t), (rows, unshipped_rows))| TableRows { database: d.to_string(), table: t.to_string(), rows, unshipped_rows })
-            .collect(),
+        tables: tables(look.counts, &look.extra.side_rows),
+        side: look.extra.side,
+        kept: look.extra.kept,
+        quarantined_rows: look.extra.quarantined,
         refusals: report.refusals,
         missing: report.findings.iter().filter_map(|f| f.finding.missing).map(|(first, last)| Missing { first, last }).collect(),
         watermarks: ManifestMarks { planned, shipped: state.shipped, released: state.released },

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::files;
+use super::recover::{Report, SegmentFinding};
 use crate::format::manifest::Entry;
 use crate::format::scan::Finding;
 use crate::limits::BLOCK;
@@ -44,4 +45,39 @@ pub fn is_same_damage(a: &Entry, b: &Entry) -> bool {
         _ => None,
     };
     what(a).is_some() && what(a) == what(b)
+}
+
+/// Writes what a look at the log has found to the process's own log.
+pub(super) fn report_findings(report: &Report) {
+    for f in &report.findings {
+        let x = &f.finding;
+        let file = files::segment_name(f.segment);
+        let side = side_name(report, f).unwrap_or_default();
+        if x.label.is_damage() {
+            tracing::error!(file, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, missing_sequences = x.missing_text(), side, "damage in the log");
+        } else {
+            tracing::warn!(file, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, side, "the log ends here: nothing on disk shows that its tail was acknowledged");
+        }
+    }
+    for s in report.segments.iter().filter(|s| s.label == "leftover") {
+        tracing::warn!(file = %s.path.display(), "a file with the name of a released segment and no readable header: left alone, remove it by hand");
+    }
+}
+
+/// The file in the side directory that keeps the bytes of a finding.
+fn side_name(report: &Report, f: &SegmentFinding) -> Option<String> {
+    let s = report.segments.iter().find(|s| s.id == f.segment)?;
+    Some(format!("{:016x}-{:016x}-{}.bin", s.salt, f.finding.from, f.finding.label.name()))
+}
+
+/// Copies the bytes of every finding to the side directory, once.
+///
+/// # Errors
+/// Of the filesystem.
+pub(super) fn set_aside(vfs: &dyn Vfs, dir: &Path, report: &Report) -> io::Result<()> {
+    for f in &report.findings {
+        let Some(s) = report.segments.iter().find(|s| s.id == f.segment) else { continue };
+        keep_bytes(vfs, dir, &s.path, s.file_len, s.salt, &f.finding)?;
+    }
+    Ok(())
 }

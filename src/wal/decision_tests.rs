@@ -196,7 +196,7 @@ fn a_manifest_without_its_newest_segment_is_refused() {
 fn a_gap_between_segments_is_refused() {
     let dir = build();
     std::fs::remove_file(seg(dir.path(), 2)).unwrap();
-    refused(small(dir.path()), "segments 2 to 2 are missing before seg-0000000000000003.wal");
+    refused(small(dir.path()), "seg-0000000000000002.wal missing before seg-0000000000000003.wal");
 }
 
 #[test]

@@ -253,7 +253,12 @@ pub fn load(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Loaded>, ManifestError> 
     let mut bytes = FileBytes::default();
     let f = vfs.open(&path, false).map_err(io_at(&path))?;
     read_file(&*f, &mut bytes).map_err(io_at(&path))?;
-    let v = scan(&bytes, header.salt, Known { first_sequence: header.first_sequence, declared: None, floor: header.first_sequence - 1 });
+    let v = scan(
+        &bytes,
+        FileKind::Manifest,
+        header.salt,
+        Known { first_sequence: header.first_sequence, declared: None, floor: header.first_sequence - 1 },
+    );
     let mut torn = None;
     for finding in &v.findings {
         match finding.label {

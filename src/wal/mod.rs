@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod aside;
+mod by_content;
 pub mod commit;
 pub mod files;
 pub mod manifest;

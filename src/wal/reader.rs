@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::format::file_header::{FileHeader, FileKind, HeaderError};
 use crate::format::record::RecordHeader;
 use crate::format::scan::{Found, Known, Label, Scanner, Verdict, judge};
-use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_ALIGN};
 use crate::vfs::{File, Vfs, read_full};
 
 /// A file's bytes, with what could not be read replaced by zeros.
@@ -94,14 +94,14 @@ pub fn header_of(f: &dyn File, kind: FileKind) -> HeaderCopies {
     FileHeader::parse_file(&head, kind)
 }
 
-/// Scans and judges the records of one file.
-pub fn scan(file: &FileBytes, salt: u64, known: Known) -> Verdict {
+/// Scans and judges the records of one file of this kind.
+pub fn scan(file: &FileBytes, kind: FileKind, salt: u64, known: Known) -> Verdict {
     let to = known.declared.map_or(file.bytes.len() as u64, |d| d.0.min(file.bytes.len() as u64));
-    let found: Vec<Found> = Scanner::new(&file.bytes, salt, FILE_HEADER_BYTES as u64, to).collect();
+    let found: Vec<Found> = Scanner::new(&file.bytes, salt, FILE_HEADER_BYTES as u64, to).only(kind).collect();
     judge(known, &found)
 }
 
-/// [`scan`] of a file that a live server may be appending to: `bytes` was read while groups were written, so that a group may
+/// [`scan`] of a segment that a live server may be appending to: `bytes` was read while groups were written, so that a group may
 /// be there in part, or be absent although one behind it is there.
 ///
 /// Groups are written in the order of their offsets. Whatever stands in front of a record that the first read has seen is
@@ -110,7 +110,7 @@ pub fn scan(file: &FileBytes, salt: u64, known: Known) -> Verdict {
 /// # Errors
 /// As [`read_file`].
 pub fn scan_growing(f: &dyn File, bytes: &mut FileBytes, salt: u64, known: Known) -> io::Result<Verdict> {
-    let v = scan(bytes, salt, known);
+    let v = scan(bytes, FileKind::Segment, salt, known);
     if v.findings.is_empty() {
         return Ok(v);
     }
@@ -124,7 +124,7 @@ pub fn scan_growing(f: &dyn File, bytes: &mut FileBytes, salt: u64, known: Known
     let seen = kept.chain(refused).max().unwrap_or(FILE_HEADER_BYTES as u64);
     again.bytes.truncate(usize::try_from(seen).unwrap_or(usize::MAX));
     *bytes = again;
-    Ok(scan(bytes, salt, known))
+    Ok(scan(bytes, FileKind::Segment, salt, known))
 }
 
 /// The salt of a file whose header is lost: that of the first record that vouches for itself and its place.
@@ -142,4 +142,15 @@ pub fn salt_without_header(file: &FileBytes) -> Option<u64> {
         at += BLOCK;
     }
     None
+}
+
+/// Where bytes behind `end`, the last group of a file with this salt, begin that neither zeros nor records explain: a recycled file holds
+/// what an older generation left, and groups behind a declared end are findings of their own.
+pub fn unexplained(file: &FileBytes, end: u64, salt: u64) -> Option<u64> {
+    let from = usize::try_from(end).ok()?;
+    let rest = file.bytes.get(from..)?;
+    let first = rest.iter().position(|b| *b != 0)?;
+    let is_record = |i: usize| rest.get(i..).and_then(RecordHeader::parse).is_some_and(|h| h.salt != salt || h.offset == (from + i) as u64);
+    let explained = (first / RECORD_ALIGN * RECORD_ALIGN..rest.len()).step_by(RECORD_ALIGN).any(is_record);
+    (!explained).then_some(end + first as u64)
 }

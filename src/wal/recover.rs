@@ -9,12 +9,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::aside::{damage_entry, is_same_damage, keep_bytes};
+use super::aside::{damage_entry, is_same_damage, report_findings, set_aside};
+use super::by_content;
 use super::commit::{Activation, Active, Committer, activate};
 use super::files;
 use super::manifest::{Loaded, Manifest, ManifestError, ManifestState, load, put_group};
 use super::prealloc::{Preallocator, Spare};
-use super::reader::{FileBytes, header_of, read_file, read_header, salt_without_header, scan, scan_growing};
+use super::reader::{FileBytes, header_of, read_file, read_header, salt_without_header, scan, scan_growing, unexplained};
 use super::shared::{LogSettings, Received, SealedSegment, Shared, Watermarks, lock};
 pub use super::start::{Examined, OpenedLog, holds_log, open};
 use crate::clock::SharedClock;
@@ -45,6 +46,8 @@ pub struct SegmentReport {
     pub end: u64,
     /// Receive time of the oldest kept record that is not shipped.
     pub oldest_us: Option<i64>,
+    /// Where bytes behind its end begin that nothing explains.
+    pub behind: Option<u64>,
     /// `clean`, `active` (newest, clean), `torn`, `damaged`, `header_lost`, `released` (left over), `recycled` (used anew by a live
     /// server while it was read: nothing of it is in the report).
     pub label: &'static str,
@@ -53,7 +56,7 @@ pub struct SegmentReport {
 impl SegmentReport {
     /// One of which no record is in the report.
     fn unread(id: u64, path: PathBuf, file_len: u64, salt: u64, first_sequence: Sequence, label: &'static str) -> Self {
-        Self { id, path, file_len, salt, first_sequence, last_sequence: first_sequence - 1, end: 0, oldest_us: None, label }
+        Self { id, path, file_len, salt, first_sequence, last_sequence: first_sequence - 1, end: 0, oldest_us: None, behind: None, label }
     }
 }
 
@@ -98,6 +101,12 @@ struct Newest {
 }
 
 impl Report {
+    /// The name of the file that has the segment.
+    pub fn file_name(&self, segment: u64) -> String {
+        let found = self.segments.iter().find(|s| s.id == segment).and_then(|s| s.path.file_name());
+        found.map_or_else(|| files::segment_name(segment), |n| n.to_string_lossy().into_owned())
+    }
+
     pub fn is_damaged(&self) -> bool {
         self.findings.iter().any(|f| f.finding.label.is_damage())
     }
@@ -132,11 +141,11 @@ pub struct Progress {
     pub bytes_total: u64,
 }
 
-struct Listed {
-    id: u64,
-    path: PathBuf,
-    len: u64,
-    header: Result<FileHeader, String>,
+pub(super) struct Listed {
+    pub(super) id: u64,
+    pub(super) path: PathBuf,
+    pub(super) len: u64,
+    pub(super) header: Result<FileHeader, String>,
 }
 
 /// Looks at the whole log and calls `visit` for every write record that a recovery would keep. Read-only.
@@ -181,7 +190,14 @@ pub fn inspect_from(
         Err(e @ ManifestError::Damaged { .. }) => report.refusals.push(e.to_string()),
         Err(ManifestError::Io { path, source }) => return Err(io::Error::new(source.kind(), format!("{}: {source}", path.display()))),
     }
-    let listed = list_segments(vfs, dir, &mut report)?;
+    let mut listed = list_segments(vfs, dir, &mut report)?;
+    if !report.refusals.is_empty() {
+        // A server stops here. Tools show what there is, whatever the names say.
+        let problems;
+        (listed, problems) = by_content::list(vfs, dir, report.log.filter(|_| report.manifest.is_some()), report.state.released_segment)?;
+        report.refusals.extend(problems);
+        by_content::first_are_missing(&mut report, &listed);
+    }
     let floor = listed.iter().filter_map(|l| l.header.as_ref().ok()).fold(manifest_floor, |f, h| f.max(h.first_sequence - 1));
     let total: u64 = listed.iter().map(|l| l.len).sum();
     let mut done = 0;
@@ -191,6 +207,7 @@ pub fn inspect_from(
         progress(Progress { bytes_done: done, bytes_total: total });
         let successor = listed.get(i + 1);
         let declared = successor.and_then(|s| s.header.as_ref().ok()).and_then(|h| h.predecessor).filter(|p| p.id == l.id);
+        let follows = successor.and_then(|s| s.header.as_ref().ok()).map(|h| h.first_sequence);
         if let (Ok(_), Some(d)) = (&l.header, declared)
             && d.last_sequence < from
         {
@@ -206,7 +223,11 @@ pub fn inspect_from(
         read_file(&*f, &mut bytes)?;
         done += l.len;
         // A successor whose header is lost does not say where this segment ends: floors from elsewhere may lie behind it.
-        let floor = if successor.is_some_and(|s| s.header.is_err()) { 0 } else { floor };
+        let floor = match (successor, follows) {
+            (Some(_), None) => 0,
+            // What a later one holds is not missing here, also where it is not the next.
+            (_, first) => floor.min(first.map_or(Sequence::MAX, |f| f - 1)),
+        };
         let mut flow = ControlFlow::Continue(());
         let each = &mut |v: Visited<'_>| {
             if flow.is_continue() {
@@ -214,6 +235,9 @@ pub fn inspect_from(
             }
         };
         next = judge_segment(&mut report, l, declared, successor.is_none(), floor, next, (&*f, &mut bytes), each)?;
+        if let Some(s) = successor.filter(|s| s.id > l.id + 1) {
+            by_content::name_missing(&mut report, l.id, s.id);
+        }
         if flow.is_break() {
             break;
         }
@@ -303,9 +327,9 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<V
     for l in &listed {
         if l.id > expected && report.manifest.is_some() {
             report.refusals.push(format!(
-                "{}: segments {expected} to {} are missing before {}: restore them",
+                "{}: {} missing before {}: expected every segment from the released ones on; restore what is missing",
                 dir.display(),
-                l.id - 1,
+                by_content::missing_files(expected, l.id - 1),
                 files::segment_name(l.id)
             ));
         }
@@ -369,7 +393,7 @@ fn judge_segment(
     }
     // The end is known from the successor; if its header is lost, everything up to the known floor was durable all the same.
     let known = Known { first_sequence: first, declared: declared.map(|d| (d.end, d.last_sequence)), floor };
-    let v = if newest { scan_growing(file, bytes, salt, known)? } else { scan(bytes, salt, known) };
+    let v = if newest { scan_growing(file, bytes, salt, known)? } else { scan(bytes, FileKind::Segment, salt, known) };
     if l.header.is_ok() && header_of(file, FileKind::Segment).is_ok_and(|(h, _)| h.salt != salt) {
         report.segments.push(SegmentReport::unread(l.id, l.path.clone(), l.len, salt, first, "recycled"));
         return Ok(next);
@@ -420,6 +444,7 @@ fn judge_segment(
         last_sequence: v.last_sequence,
         end: v.end,
         oldest_us,
+        behind: unexplained(bytes, v.end, salt),
         label,
     });
     if newest {
@@ -492,7 +517,7 @@ pub fn examine(
     if let Some(first) = report.refusals.first() {
         return Err(OpenError::Refused(first.clone()));
     }
-    say(&report);
+    report_findings(&report);
     if report.is_damaged() && !settings.set_aside_damage {
         return Err(OpenError::Refused(format!(
             "{shown}: the log is damaged ({} findings) and wal.on_damage = \"refuse\"; run `arc wal verify`, then restore the files or set wal.on_damage = \"set-aside\"",
@@ -500,29 +525,6 @@ pub fn examine(
         )));
     }
     Ok(Examined { vfs: Arc::clone(vfs), settings, report, lock: held })
-}
-
-fn say(report: &Report) {
-    for f in &report.findings {
-        let x = &f.finding;
-        let file = files::segment_name(f.segment);
-        let side = side_name(report, f).unwrap_or_default();
-        if x.label.is_damage() {
-            let missing = x.missing.map_or_else(|| "none known".to_owned(), |(a, b)| format!("{a} to {b}"));
-            tracing::error!(file, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, missing_sequences = %missing, side, "damage in the log");
-        } else {
-            tracing::warn!(file, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, side, "the log's tail was not acknowledged");
-        }
-    }
-    for s in report.segments.iter().filter(|s| s.label == "leftover") {
-        tracing::warn!(file = %s.path.display(), "a file with the name of a released segment and no readable header: left alone, remove it by hand");
-    }
-}
-
-/// The file in the side directory that keeps the bytes of a finding.
-fn side_name(report: &Report, f: &SegmentFinding) -> Option<String> {
-    let s = report.segments.iter().find(|s| s.id == f.segment)?;
-    Some(format!("{:016x}-{:016x}-{}.bin", s.salt, f.finding.from, f.finding.label.name()))
 }
 
 pub(super) fn act(
@@ -730,15 +732,6 @@ pub(crate) fn clear_scratch(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
     }
     vfs.sync_dir(&pool)?;
     vfs.sync_dir(dir)
-}
-
-/// Copies the bytes of every finding to the side directory, once.
-fn set_aside(vfs: &dyn Vfs, dir: &Path, report: &Report) -> io::Result<()> {
-    for f in &report.findings {
-        let Some(s) = report.segments.iter().find(|s| s.id == f.segment) else { continue };
-        keep_bytes(vfs, dir, &s.path, s.file_len, s.salt, &f.finding)?;
-    }
-    Ok(())
 }
 
 /// What the drain leaves of the reserve beyond the manifest's size: a start on a full disk takes it, for a new manifest and a

@@ -123,14 +123,14 @@ def rounds(r, args):
         fs.umount()
         fs.mount()
         with open(server.err, errors="replace") as f:
-            torn += f.read().count("tail was not acknowledged")
+            torn += f.read().count("nothing on disk shows that its tail was acknowledged")
         if subprocess.run(["df", fs.path], capture_output=True, check=False).returncode or fs.free() < 600 << 20:
             note(f"only {fs.free() >> 20} MiB left on the image: ending after {i + 1} rounds")
             break
     done = i + 1
     server.start().wait_ready()
     with open(server.err, errors="replace") as f:
-        torn += f.read().count("tail was not acknowledged")
+        torn += f.read().count("nothing on disk shows that its tail was acknowledged")
     server.flush(120)
     status = server.get_json("/api/v1/status")[1]
     m = server.metrics()

@@ -11,7 +11,7 @@ fn missing_segments_are_refused_or_known_to_be_missing() {
             let vfs = l.vfs.fork();
             vfs.take(&s.path);
             if n < l.newest() {
-                refused(&l, &vfs, &format!("{left:?}, without segment {}", s.id), "are missing before");
+                refused(&l, &vfs, &format!("{left:?}, without segment {}", s.id), "missing before");
             } else if known >= s.id {
                 refused(&l, &vfs, &format!("{left:?}, without the newest"), "the manifest knows segment");
             } else {
