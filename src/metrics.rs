@@ -412,7 +412,7 @@ table! {
     Counter wal_record_bytes_total, Bytes, "Bytes of records written";
     Counter wal_pad_bytes_total, Bytes, "Bytes written to fill blocks";
     Gauge wal_segments [SegmentState], Count, "Segment files, by state";
-    Gauge wal_backlog_bytes, Bytes, "Bytes of the log that are not released";
+    Gauge wal_backlog_bytes, Bytes, "Bytes of the log that are not released, side directory included";
     Gauge wal_max_bytes, Bytes, "Bytes that the log may have: wal.max_size";
     Gauge wal_backlog_age_seconds, Seconds, "Age of the oldest record that is not shipped";
     Counter wal_rotations_total, Count, "Segments begun";

@@ -177,11 +177,11 @@ pub fn open(
                 let sequence = v.header.sequence;
                 let folded = if v.behind_loss { catalog.fold_behind_loss(sequence, &p) } else { catalog.fold(sequence, &p) };
                 if let Err(e) = folded {
-                    fold_error.get_or_insert(format!("record {} of segment {}: {e}", v.header.sequence, v.segment));
+                    fold_error.get_or_insert(format!("{}: record {}: {e}", files::segment_name(v.segment), v.header.sequence));
                 }
             }
             Err(e) => {
-                fold_error.get_or_insert(format!("record {} of segment {}: {e}", v.header.sequence, v.segment));
+                fold_error.get_or_insert(format!("{}: record {}: {e}", files::segment_name(v.segment), v.header.sequence));
             }
         },
         progress,

@@ -21,6 +21,7 @@ pub mod token;
 mod trust;
 pub mod version;
 pub mod wal;
+pub mod wal_change;
 
 use crate::config::{Config, ConfigError, LoadOptions, Origins, Warning};
 use crate::log_writer;
@@ -111,7 +112,7 @@ enum Command {
     /// Make, list and end the tokens that the server asks for
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Look at a log, live or copied, and change nothing
+    /// Look at a log, live or copied; decide about damage and lost side segments of a stopped one
     #[command(subcommand)]
     Wal(wal::WalCommand),
     /// Look at slices that could not be turned into Parquet

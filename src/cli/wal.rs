@@ -1,6 +1,7 @@
 //! `arc wal list|verify|dump`
 //!
-//! Exit codes: 0 clean (a torn or live tail is clean), 1 not a log, 3 problems found, 74 I/O error. Nothing is changed.
+//! Exit codes: 0 clean (a torn or live tail is clean), 1 not a log, 3 problems found, 74 I/O error. These change nothing; `damage` and
+//! `deferred` are in [`super::wal_change`].
 
 use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
+use super::wal_change::{DamageCommand, DeferredCommand, damage, deferred};
 use super::{EXIT_FAILURE, EXIT_IO, EXIT_PROBLEMS, Global, plain_table};
 use crate::format::scan::range_text;
 use crate::tools::dump::{DumpOptions, dump};
@@ -40,6 +42,12 @@ pub enum WalCommand {
     /// Rows that are in Parquet already are among them as long as their segment is there: `shipped` of `arc wal list` tells them
     /// apart, by sequence.
     Dump(DumpArgs),
+    /// Damage that was found: list it, and acknowledge it once it has been seen to
+    #[command(subcommand)]
+    Damage(DamageCommand),
+    /// Side segments: list them, and give up one that is lost
+    #[command(subcommand)]
+    Deferred(DeferredCommand),
 }
 
 /// Which log.
@@ -108,6 +116,8 @@ pub fn run(global: &Global, command: WalCommand) -> ExitCode {
             let text = if args.json { json_line(&v) } else { verified(&v, global.color.on_stdout()) };
             Ok((super::print(&text), v.clean()))
         }),
+        WalCommand::Damage(c) => damage(global, c),
+        WalCommand::Deferred(c) => deferred(global, c),
         WalCommand::Dump(args) => {
             let DumpArgs { directory, from, to, database, table, limit, records, set_aside } = args;
             let options = DumpOptions { from, to, database, table, limit, records, set_aside };
@@ -282,7 +292,7 @@ fn verified(v: &Verified, color: bool) -> String {
 }
 
 /// Side segments and what else is kept beside the log.
-fn side(out: &mut String, segments: &[SideLine], kept: &[KeptLine]) {
+pub(super) fn side(out: &mut String, segments: &[SideLine], kept: &[KeptLine]) {
     use std::fmt::Write as _;
     let sequences = |first: Option<Sequence>, last: Option<Sequence>| match (first, last) {
         (Some(a), Some(b)) => range_text(a, b),

@@ -10,6 +10,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, sleep};
 use crate::types::Sequence;
 use crate::wal::Shared;
+use crate::wal::files;
 use crate::wal::shared::lock;
 
 /// How a wait for shipping ended.
@@ -170,6 +171,19 @@ impl Control {
     /// The damage in this log that recoveries and plans have reported: manifest entries.
     pub fn damage(&self) -> Vec<Entry> {
         lock(&self.damage).clone()
+    }
+
+    /// The same as JSON, with the name of the file beside each number.
+    pub fn damage_json(&self) -> Vec<serde_json::Value> {
+        let with_file = |e: &Entry| {
+            let mut v = serde_json::json!(e);
+            if let (Entry::Damage { segment, .. }, Some(o)) = (e, v.as_object_mut()) {
+                let file = if *segment == 0 { files::SIDE.to_owned() } else { files::segment_name(*segment) };
+                o.insert("file".into(), file.into());
+            }
+            v
+        };
+        lock(&self.damage).iter().map(with_file).collect()
     }
 
     /// Outputs that wait in side segments.

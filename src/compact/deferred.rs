@@ -150,7 +150,12 @@ impl Compactor {
                 expected: format!("the record of sequence {} as it was planned", s.sequence),
                 found: "a wrong CRC".into(),
             };
-            tracing::error!(segment = segment.id, offset = x.from, sequence = s.sequence, "a record has gone bad since it was planned");
+            tracing::error!(
+                file = files::segment_name(segment.id),
+                offset = x.from,
+                sequence = s.sequence,
+                "a record has gone bad since it was planned"
+            );
             keep_bytes(&*self.vfs, &self.shared.settings.directory, &segment.path, segment.file_len, segment.salt, &x)?;
             out.push(damage_entry(segment.id, &x));
         }

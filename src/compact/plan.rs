@@ -21,6 +21,7 @@ use crate::sink::MAX_SMALL;
 use crate::types::{Hour, LogId, Sequence};
 use crate::vfs::{Mapping, Vfs};
 use crate::wal::SealedSegment;
+use crate::wal::files;
 use crate::wal::reader::{FileBytes, read_file};
 
 /// Bytes that a plan may take as the object it is in the store, after which it takes no further record. Every output brings all columns of
@@ -379,8 +380,13 @@ pub fn resume(vfs: &dyn Vfs, segments: &[Arc<SealedSegment>], catalog: &Catalog,
         let there = segments.iter().any(|s| s.id == i.segment && s.salt == i.salt && s.end == i.end && s.last_sequence == i.last_sequence);
         if !there {
             return Err(io::Error::other(format!(
-                "plan {} needs segment {} (salt {:016x}, end {}, last sequence {}), which is not in the log",
-                plan.plan, i.segment, i.salt, i.end, i.last_sequence
+                "plan {} needs {} (segment {}, salt {:016x}, end {}, last sequence {}), which is not in the log",
+                plan.plan,
+                files::segment_name(i.segment),
+                i.segment,
+                i.salt,
+                i.end,
+                i.last_sequence
             )));
         }
     }

@@ -7,6 +7,7 @@ use super::builder::Trouble;
 use super::worker::Compactor;
 use crate::format::manifest::Entry;
 use crate::wal::SealedSegment;
+use crate::wal::aside::{is_damaged, keep_segment};
 use crate::wal::recover::ensure_reserve;
 use crate::wal::shared::lock;
 
@@ -53,13 +54,21 @@ impl Compactor {
             self.shared.recount(&s);
         }
         self.shared.advance(|x| x.released = x.released.max(through));
-        let mut failed = None;
+        let (mut failed, mut kept) = (None, false);
         for s in done {
-            let bad = self.manifest.state.damage.iter().any(|d| matches!(d, Entry::Damage { segment, .. } if *segment == s.id));
             // One that fails is left to the next start, the others are not.
-            if let Err(e) = self.prealloc.give(s.path.clone(), s.file_len, s.id, !s.tainted && !bad) {
+            let gone = if is_damaged(&self.manifest.state.damage, s.id) {
+                kept = true;
+                keep_segment(&*self.vfs, &self.shared.settings.directory, &s.path, s.id, s.salt)
+            } else {
+                self.prealloc.give(s.path.clone(), s.file_len, s.id, !s.tainted)
+            };
+            if let Err(e) = gone {
                 failed.get_or_insert(e);
             }
+        }
+        if kept {
+            self.count_deferred();
         }
         if self.manifest.wants_rewrite() {
             let rewritten = self.manifest.rewrite(self.keys.between(0, through));

@@ -1,6 +1,6 @@
 //! The side directory: what it holds, how much of `wal.max_size` that takes, and which tables have to wait for it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use super::control::Deferred;
 use super::deferred::Attempts;
@@ -85,10 +85,16 @@ impl Compactor {
     fn look_aside(&mut self, d: &mut Deferred) -> Option<u64> {
         let dir = self.shared.settings.directory.join(files::SIDE);
         let (mut waiting, mut kept) = (0, 0);
+        let mut evidence = VecDeque::new();
         for e in self.vfs.list(&dir).ok()? {
             match self.use_of(&e.name) {
                 Use::Waits => waiting += e.len,
-                Use::Kept => kept += e.len,
+                Use::Kept => {
+                    kept += e.len;
+                    if files::parse_evidence(&e.name).is_some() {
+                        evidence.push_back(e);
+                    }
+                }
                 Use::Done | Use::Unfinished => {
                     let removed = self.vfs.remove(&dir.join(&e.name));
                     let why = if e.name.ends_with(".tmp") { "it was never finished" } else { "its output is committed" };
@@ -113,7 +119,28 @@ impl Compactor {
                 }
             }
         }
-        Some(waiting + kept.min(self.shared.settings.max_size / 4))
+        // Damage must not stop writes: what is kept of it has a quarter of the log, and the segments with the lowest numbers go first.
+        let most = self.shared.settings.max_size / 4;
+        evidence.make_contiguous().sort_by_key(|e| files::parse_evidence(&e.name));
+        let mut bytes: u64 = evidence.iter().map(|e| e.len).sum();
+        while bytes > most
+            && let Some(e) = evidence.pop_front()
+        {
+            match self.vfs.remove(&dir.join(&e.name)) {
+                Ok(()) => {
+                    tracing::warn!(
+                        file = e.name,
+                        bytes = e.len,
+                        most,
+                        "evidence of damage takes more than a quarter of wal.max_size: the oldest is removed"
+                    );
+                    kept -= e.len;
+                }
+                Err(error) => tracing::warn!(file = e.name, %error, "evidence of damage cannot be removed"),
+            }
+            bytes -= e.len;
+        }
+        Some(waiting + kept.min(most))
     }
 
     /// Why `bytes` more in the side directory are too many, after the segments that this plan releases are gone.

@@ -645,6 +645,13 @@ mod tests {
     }
 
     #[test]
+    fn ranges_are_said_in_words() {
+        let finding = |missing| Finding { label: Label::Damaged, from: 0, to: 0, missing, expected: String::new(), found: String::new() };
+        let texts = [None, Some((4, 4)), Some((80, 82))].map(|m| finding(m).missing_text());
+        assert_eq!(texts, ["none known", "4", "80 to 82"]);
+    }
+
+    #[test]
     fn any_bytes_end() {
         let f = file(&[&[10], &[20]], true, 1 << 14);
         for n in 0..f.len() {

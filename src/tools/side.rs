@@ -186,9 +186,12 @@ impl Outside {
     }
 }
 
-/// Records that only side segments and the quarantine may hold, by sequence; and why some cannot be read.
-pub(super) fn outside(vfs: &dyn Vfs, dir: &Path, state: &ManifestState) -> io::Result<(BTreeMap<Sequence, Vec<Outside>>, Vec<String>)> {
-    let (mut records, mut problems) = (BTreeMap::<Sequence, Vec<Outside>>::new(), Vec::new());
+/// Records outside of the segments by sequence.
+pub(super) type BySequence = BTreeMap<Sequence, Vec<Outside>>;
+
+/// Records that only side segments and the quarantine may hold; and why some cannot be read.
+pub(super) fn outside(vfs: &dyn Vfs, dir: &Path, state: &ManifestState) -> io::Result<(BySequence, Vec<String>)> {
+    let (mut records, mut problems) = (BySequence::new(), Vec::new());
     // Without a manifest nothing tells which of them are needed: all are shown, as far as the log does not have their sequences.
     let known = state.epoch > 0;
     for line in side_lines(vfs, dir, state)? {

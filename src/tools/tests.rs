@@ -101,7 +101,7 @@ fn a_clean_log_in_json_and_nothing_is_changed() {
         json!({"id": 1, "file": "seg-0000000000000001.wal", "first_seq": 1, "last_seq": 3, "end": end, "label": "clean"})
     );
     assert_eq!(j["would_recover_through"], 10);
-    assert_eq!(j["tables"], json!([{"database": "db", "table": "t", "rows": 20, "unshipped_rows": 20}]));
+    assert_eq!(j["tables"], json!([{"database": "db", "table": "t", "rows": 20, "unshipped_rows": 20, "side_rows": 0}]));
     assert_eq!((&j["findings"], &j["refusals"], &j["missing"]), (&json!([]), &json!([]), &json!([])));
     assert_eq!(j["watermarks"], json!({"planned": 0, "shipped": 0, "released": 0}));
     assert!(j.get("lake").is_none());

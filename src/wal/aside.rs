@@ -81,3 +81,31 @@ pub(super) fn set_aside(vfs: &dyn Vfs, dir: &Path, report: &Report) -> io::Resul
     }
     Ok(())
 }
+
+/// Moves the file of a released segment that was damaged to the side directory, whole: what its records were may be asked long after the
+/// rest of it is in Parquet.
+///
+/// INVARIANT(evidence-is-kept): a segment that an entry of the manifest calls damaged is never removed by its release, nor by a start that
+/// finds a file of its name.
+///
+/// # Errors
+/// Of the filesystem.
+pub fn keep_segment(vfs: &dyn Vfs, dir: &Path, path: &Path, id: u64, salt: u64) -> io::Result<()> {
+    let side = dir.join(files::SIDE);
+    let name = files::evidence_name(id, salt);
+    let name = if vfs.open(&side.join(&name), false).is_ok() { name.replacen("damaged", "copy", 1) } else { name };
+    vfs.rename(path, &side.join(&name))?;
+    vfs.sync_dir(&side)?;
+    vfs.sync_dir(dir)?;
+    tracing::warn!(
+        file = files::segment_name(id),
+        kept = format!("{}/{name}", files::SIDE),
+        "a damaged segment is kept until \"arc wal damage ack\""
+    );
+    Ok(())
+}
+
+/// Whether damage of this segment is on record.
+pub fn is_damaged(damage: &[Entry], id: u64) -> bool {
+    damage.iter().any(|d| matches!(d, Entry::Damage { segment, .. } if *segment == id))
+}

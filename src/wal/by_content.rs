@@ -28,11 +28,11 @@ struct Candidate {
 /// Of the filesystem.
 pub(super) fn list(vfs: &dyn Vfs, dir: &Path, log: Option<LogId>, released: u64) -> io::Result<(Vec<Listed>, Vec<String>)> {
     let all = candidates(vfs, dir)?;
-    let Some(log) = log.or_else(|| most(&all)) else { return Ok((Vec::new(), Vec::new())) };
+    let log = log.or_else(|| most(&all));
     let mut by_id: BTreeMap<u64, Vec<&Candidate>> = BTreeMap::new();
     for c in &all {
         match &c.header {
-            Ok(h) if h.log == log && h.id > released => by_id.entry(h.id).or_default().push(c),
+            Ok(h) if Some(h.log) == log && h.id > released => by_id.entry(h.id).or_default().push(c),
             _ => {}
         }
     }

@@ -386,7 +386,7 @@ impl Committer {
             }
             return Step::Done;
         }
-        tracing::warn!(segment = self.active.id, offset = self.active.end, error = %e, "write failed for want of room or memory: abandoning this segment");
+        tracing::warn!(file = files::segment_name(self.active.id), offset = self.active.end, error = %e, "write failed for want of room or memory: abandoning this segment");
         let moved = self.rotate(0) == Step::Worked;
         let reason = if is_no_space(&e) { Reason::DiskFull } else { Reason::NotStored };
         let outcome = if moved { AppendError::NotStored(reason) } else { AppendError::UnknownOutcome };
@@ -537,11 +537,11 @@ impl Committer {
 
     fn rotation_waits(&mut self, id: u64, e: &io::Error) {
         self.shared.set_blocked(if is_no_space(e) { Blocked::DiskFull } else { Blocked::Preparing });
-        let why = format!("segment {id} cannot be activated yet: {e}");
+        let why = format!("{} cannot be activated yet: {e}", files::segment_name(id));
         self.shared.set_last_error(why.clone());
         self.waits_for = Some(why);
         if let Some(suppressed) = self.shortages.pass(self.shared.clock.monotonic()) {
-            tracing::warn!(segment = id, error = %e, suppressed, "a segment cannot be activated yet: trying again, writes wait");
+            tracing::warn!(file = files::segment_name(id), error = %e, suppressed, "a segment cannot be activated yet: trying again, writes wait");
         }
     }
 }

@@ -38,6 +38,18 @@ pub fn parse_deferred(name: &str) -> Option<(u64, u32)> {
     Some((hex(plan)?, u32::from_str_radix(output, 16).ok()?))
 }
 
+/// A damaged segment that is kept although it is released, whole.
+pub fn evidence_name(id: u64, salt: u64) -> String {
+    format!("damaged-{id:016x}-{salt:016x}.wal")
+}
+
+/// Id and salt in the name of a damaged segment that is kept, or of another copy of it that was found later.
+pub fn parse_evidence(name: &str) -> Option<(u64, u64)> {
+    let rest = name.strip_prefix("damaged-").or_else(|| name.strip_prefix("copy-"))?;
+    let (id, salt) = rest.strip_suffix(".wal")?.split_once('-')?;
+    Some((hex(id)?, hex(salt)?))
+}
+
 fn hex(s: &str) -> Option<u64> {
     (s.len() == 16 && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))).then(|| u64::from_str_radix(s, 16).ok())?
 }

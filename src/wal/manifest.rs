@@ -82,7 +82,7 @@ pub struct ManifestState {
 }
 
 impl ManifestState {
-    fn apply(&mut self, e: Entry) -> Result<(), String> {
+    pub(super) fn apply(&mut self, e: Entry) -> Result<(), String> {
         match e {
             Entry::Opened { epoch, running_ms, segment } => {
                 self.newest_segment = self.newest_segment.max(segment);

@@ -12,6 +12,7 @@ mod by_content;
 pub mod commit;
 pub mod files;
 pub mod manifest;
+pub mod offline;
 pub mod prealloc;
 pub mod queue;
 pub mod reader;

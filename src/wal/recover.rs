@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::aside::{damage_entry, is_same_damage, report_findings, set_aside};
+use super::aside::{damage_entry, is_damaged, is_same_damage, keep_segment, report_findings, set_aside};
 use super::by_content;
 use super::commit::{Activation, Active, Committer, activate};
 use super::files;
@@ -317,10 +317,11 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<V
     }
     if newest < report.state.newest_segment {
         report.refusals.push(format!(
-            "{}: the manifest knows segment {}, the newest found is {newest}: expected every segment from {} on; restore the missing files",
+            "{}: the manifest knows segment {}, the newest found is {newest}: expected every segment from {} to {}; restore the missing files",
             dir.display(),
             report.state.newest_segment,
-            report.state.released_segment + 1
+            files::segment_name(report.state.released_segment + 1),
+            files::segment_name(report.state.newest_segment)
         ));
     }
     let mut expected = report.state.released_segment + 1;
@@ -575,7 +576,11 @@ pub(super) fn act(
     .map_err(at(format!("{}: writing a new manifest", dir.display())))?;
     // Only now: the release that was read may have stood in the page cache alone.
     for s in released {
-        vfs.remove(&s.path).map_err(at(s.path.display().to_string()))?;
+        let gone = match is_damaged(&state.damage, s.id) {
+            true => keep_segment(&**vfs, &dir, &s.path, s.id, s.salt),
+            false => vfs.remove(&s.path),
+        };
+        gone.map_err(at(s.path.display().to_string()))?;
     }
 
     let next_sequence = report.through + 1;

@@ -77,7 +77,7 @@ fn rotation_short_of_something_waits_and_goes_on() {
         }
         assert!(!o.shared.is_poisoned() && o.shared.blocked() != Blocked::No, "{what}");
         assert_eq!(o.shared.watermarks().sealed, 0, "{what}");
-        assert!(o.shared.last_error().unwrap().contains("segment 2 cannot be activated yet"), "{what}");
+        assert!(o.shared.last_error().unwrap().contains("seg-0000000000000002.wal cannot be activated yet"), "{what}");
 
         // A kill here loses nothing.
         let (o2, seen) = start(&disk.copy());

@@ -1,10 +1,13 @@
 //! Damage, side segments, and what the tools say of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::Case;
-use crate::server::{Place, Server, until};
+use crate::server::{Place, Server, arc, until};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -16,11 +19,57 @@ pub(super) const CASES: &[Case] = &[
         ],
     },
     Case {
+        id: "D1",
+        kind: "evidence of damage removed before anybody could look at it",
+        tests: &[("tests/it/outside/damage.rs", "damaged_segment_is_kept_whole_until_it_is_acknowledged")],
+    },
+    Case {
+        id: "D2",
+        kind: "rows in files that no command reads",
+        tests: &[
+            ("src/tools/outside_tests.rs", "side_segment_rows_are_listed_verified_and_dumped"),
+            ("src/tools/outside_tests.rs", "quarantined_rows_are_verified_and_dumped_once"),
+            ("src/tools/outside_tests.rs", "records_set_aside_are_counted_and_dumped_when_asked_for"),
+        ],
+    },
+    Case {
+        id: "D5",
+        kind: "a text that says more than is known",
+        tests: &[("src/cli/wal.rs", "people_are_told_the_verdict_the_place_and_what_to_do")],
+    },
+    Case {
+        id: "D6",
+        kind: "bytes that verify does not look at",
+        tests: &[
+            ("src/tools/outside_tests.rs", "verify_decodes_every_column_of_every_record"),
+            ("src/tools/outside_tests.rs", "records_of_the_wrong_kind_are_damage"),
+            ("src/tools/outside_tests.rs", "verify_reads_every_byte_of_the_manifest_and_behind_the_ends"),
+            ("src/tools/outside_tests.rs", "verify_names_side_segments_that_are_damaged_missing_or_stray"),
+        ],
+    },
+    Case {
+        id: "D7",
+        kind: "a name believed more than the content",
+        tests: &[
+            ("src/tools/outside_tests.rs", "segments_are_told_by_what_they_hold_not_by_their_names"),
+            ("src/tools/outside_tests.rs", "missing_ranges_are_those_of_the_missing_segments"),
+        ],
+    },
+    Case {
         id: "D8",
         kind: "a file that may hold the last copy of rows, deleted or waited for without a word",
         tests: &[
             ("src/compact/waiting_tests.rs", "a_side_segment_that_nothing_names_is_kept_and_named"),
             ("src/compact/waiting_tests.rs", "a_flush_names_a_side_segment_that_is_missing"),
+            ("tests/it/outside/damage.rs", "lost_side_segment_is_named_and_given_up_by_a_command"),
+        ],
+    },
+    Case {
+        id: "D9",
+        kind: "texts in the form of the program's own values",
+        tests: &[
+            ("src/cli/wal.rs", "people_are_told_the_verdict_the_place_and_what_to_do"),
+            ("src/format/scan.rs", "ranges_are_said_in_words"),
         ],
     },
     Case {
@@ -32,6 +81,26 @@ pub(super) const CASES: &[Case] = &[
         ],
     },
 ];
+
+/// Runs `arc` in the place's directory; its exit code and what it printed.
+fn run(place: &Place, args: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stdout, stderr } =
+        Command::new(arc()).args(args).current_dir(place.path()).env_clear().envs(crate::server::profile()).output().unwrap();
+    (status.code(), String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr))
+}
+
+fn json(place: &Place, args: &[&str]) -> Value {
+    let (_, text) = run(place, args);
+    serde_json::from_str(text.lines().next().unwrap()).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// The paths in a directory whose names begin so.
+fn named(dir: &Path, begin: &str) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    all.retain(|p| p.file_name().unwrap().to_string_lossy().starts_with(begin));
+    all.sort();
+    all
+}
 
 /// Line protocol that must be stored.
 fn write_lines(s: &Server, lines: &str) {
@@ -128,4 +197,96 @@ fn backlog_age_goes_on_after_a_restart() {
         line.parse().ok().filter(|age| *age > 0.0)
     });
     assert!((2.0..600.0).contains(&shown), "{shown}");
+}
+
+const TIGHT: &[&str] = &["server.shutdown_timeout=3s", "wal.max_size=8MB", "compaction.trigger_size=1MB", "compaction.max_delay=1s"];
+
+#[test]
+fn lost_side_segment_is_named_and_given_up_by_a_command() {
+    let place = Place::new();
+    block_table(&place, "bad");
+    let s = place.start(TIGHT);
+    // More than a quarter of the log waits: it moves aside at once.
+    let text = "x".repeat(50_000);
+    let mut rows = 0;
+    while s.status()["deferred"]["outputs"] == 0 {
+        let line = format!("bad v=\"{text}\" {}", 1_767_225_600_000_000_000u64 + rows);
+        let r = s.call("POST", "/write?db=db", &[], line.as_bytes());
+        if r.status != 204 {
+            assert_eq!(r.status, 503, "{r}");
+            std::thread::sleep(Duration::from_millis(20));
+        } else {
+            rows += 1;
+        }
+    }
+    s.stop();
+    let dump = || run(&place, &["wal", "dump", "data/wal"]);
+    let (code, text) = dump();
+    assert_eq!((code, text.lines().count() as u64), (Some(0), rows), "every row is in the dump");
+    let list = json(&place, &["wal", "list", "--json", "data/wal"]);
+    assert!(list["side_segments"].as_array().unwrap().iter().all(|x| x["table"] == "bad" && x["state"] == "waits"), "{list}");
+    assert_eq!(run(&place, &["wal", "verify", "data/wal"]).0, Some(0));
+    // One is lost.
+    let side = named(&place.wal().join("side"), "out-");
+    std::fs::remove_file(&side[0]).unwrap();
+    let name = side[0].file_name().unwrap().to_str().unwrap();
+    assert_eq!(run(&place, &["wal", "deferred", "list", "data/wal"]).0, Some(3));
+    std::fs::remove_file(place.lake().join("db/bad")).unwrap();
+    let s = place.start(TIGHT);
+    let r = s.call("POST", "/api/v1/flush?timeout=60s", &[], b"");
+    assert_eq!((r.status, &r.json()["reason"]), (503, &Value::from("damaged")), "{r}");
+    assert!(r.to_string().contains(name), "{r}");
+    let (code, text) = run(&place, &["wal", "deferred", "give-up", name, "data/wal"]);
+    assert_eq!(code, Some(75), "{text}");
+    s.stop();
+    assert_eq!(run(&place, &["wal", "deferred", "give-up", "out-0000000000000009-00000000.wal", "data/wal"]).0, Some(3));
+    let (code, text) = run(&place, &["wal", "deferred", "give-up", name, "data/wal"]);
+    assert_eq!(code, Some(4), "{text}");
+    let s = place.start(TIGHT);
+    s.flush();
+    assert!(s.status()["damage"].to_string().contains(&format!("given_up {name}")));
+    s.stop();
+    assert_eq!(run(&place, &["wal", "damage", "list", "data/wal"]).0, Some(3));
+    assert_eq!(run(&place, &["wal", "damage", "ack", "all", "data/wal"]).0, Some(4));
+    assert_eq!(run(&place, &["wal", "damage", "list", "data/wal"]).0, Some(0));
+    assert_eq!(run(&place, &["wal", "verify", "data/wal"]).0, Some(0));
+}
+
+#[test]
+fn damaged_segment_is_kept_whole_until_it_is_acknowledged() {
+    let place = Place::new();
+    let mut s = place.start(&["compaction.paused=true"]);
+    for n in 0..40 {
+        write_lines(&s, &format!("t v=\"{}\" {}", "x".repeat(5_000), 1_767_225_600_000_000_000u64 + n));
+    }
+    s.kill();
+    let second = named(&place.wal(), "seg-")[1].clone();
+    let good = std::fs::read(&second).unwrap();
+    let mut bad = good.clone();
+    bad[8192 + 64 + 100] ^= 1;
+    std::fs::write(&second, &bad).unwrap();
+    let s = place.start(&[]);
+    s.flush();
+    until("it is released", || (!second.exists()).then_some(()));
+    let side = place.wal().join("side");
+    let kept = named(&side, "damaged-");
+    assert_eq!(kept.len(), 1, "{}", s.log());
+    assert!(std::fs::read(&kept[0]).unwrap() == bad, "whole, as it was found");
+    s.stop();
+    // A good copy that comes late is not removed either.
+    std::fs::write(&second, &good).unwrap();
+    let s = place.start(&[]);
+    s.stop();
+    let copy = named(&side, "copy-");
+    assert!(copy.len() == 1 && std::fs::read(&copy[0]).unwrap() == good);
+    let (_, all) = run(&place, &["wal", "dump", "--set-aside", "data/wal"]);
+    assert!(all.lines().filter(|l| l.contains("\"file\":\"side/copy-")).count() >= 10, "its rows can be read: {}", all.len());
+    let (code, text) = run(&place, &["wal", "damage", "list", "data/wal"]);
+    assert!(code == Some(3) && text.contains("seg-0000000000000002.wal"), "{text}");
+    assert_eq!(run(&place, &["wal", "damage", "ack", "9", "data/wal"]).0, Some(3));
+    let (code, text) = run(&place, &["wal", "damage", "ack", "seg-0000000000000002.wal", "data/wal"]);
+    assert_eq!(code, Some(4), "{text}");
+    assert!(named(&side, "damaged-").is_empty() && named(&side, "copy-").is_empty());
+    assert_eq!(run(&place, &["wal", "damage", "list", "data/wal"]).0, Some(0));
+    place.start(&[]).stop();
 }
