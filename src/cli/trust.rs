@@ -10,7 +10,7 @@ use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 
 /// Which certificates are good.
@@ -52,8 +52,17 @@ pub fn explain(e: &io::Error, host: &str) -> Option<String> {
             "the server's certificate is neither in the file of --ca nor signed by one that is: give its own file, or that of its issuer"
                 .into()
         }
+        CertificateError::Other(why) if is_authority(why) => {
+            "the server's certificate says of itself that it is an authority (CA:TRUE), and is not in the file of --ca: give its own file"
+                .into()
+        }
         other => format!("the server's certificate is refused: {other}"),
     })
+}
+
+/// An authority's certificate was shown as a server's. The library tells it by the text of another error alone.
+fn is_authority(why: &OtherError) -> bool {
+    why.to_string().contains("CaUsedAsEndEntity")
 }
 
 /// Held against a file. A certificate that stands in the file itself is good although it says of itself that it is an authority, as those of
@@ -94,7 +103,7 @@ impl ServerCertVerifier for FromFile {
         match judged {
             // Its times were looked at before what it says of itself; its name was not.
             Err(Error::InvalidCertificate(CertificateError::Other(ref why)))
-                if why.to_string().contains("CaUsedAsEndEntity") && self.listed.iter().any(|c| c == certificate) =>
+                if is_authority(why) && self.listed.iter().any(|c| c == certificate) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())

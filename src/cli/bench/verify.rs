@@ -202,17 +202,18 @@ pub fn verify(ledger: &Path, lake: &Path, database: &str) -> io::Result<Findings
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("file {}: {e}", path.display())))?;
     }
     found.files = files.len() as u64;
-    let shipped = shipped_through(lake)?;
+    let shipped = shipped_through(lake, found.files)?;
     judge(&book, &counts, shipped, &mut found);
     Ok(found)
 }
 
 /// The sequence through which the log of this lake is shipped for certain: through the plan before its newest. `None` where that cannot be
 /// told, as with several logs.
-fn shipped_through(lake: &Path) -> io::Result<Option<u64>> {
+fn shipped_through(lake: &Path, files: u64) -> io::Result<Option<u64>> {
     let root = lake.join("_arc");
     if !root.exists() {
-        return Ok(None);
+        // Whatever is shipped, its plan comes first. Files without one were brought here by somebody else.
+        return Ok((files == 0).then_some(0));
     }
     let mut logs: Vec<Vec<(u64, u64)>> = Vec::new();
     for log in std::fs::read_dir(&root)? {
@@ -449,7 +450,9 @@ mod tests {
             (f.lost, f.not_in_parquet_yet)
         };
         std::fs::create_dir(&lake).unwrap();
-        assert_eq!(look(), (4, 0), "whose lake this is cannot be told");
+        assert_eq!(look(), (0, 4), "nothing was ever shipped");
+        lake_file(&lake, A, &[]);
+        assert_eq!(look(), (4, 0), "whose files these are cannot be told");
         let log = lake.join("_arc/07070707-0707-0707-0707-070707070707");
         std::fs::create_dir_all(&log).unwrap();
         assert_eq!(look(), (0, 4));
