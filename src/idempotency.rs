@@ -212,6 +212,13 @@ impl Keys {
         self.evict(&mut i);
     }
 
+    /// Takes over the keys of the manifest and those of the log, of which the manifest may have some already: each once.
+    pub fn restore_all(&self, checkpoint: &[StoredKey], log: Newest) {
+        let through = checkpoint.last().map_or(0, |(s, _)| *s);
+        let behind = log.entries().filter(|(s, _)| *s > through);
+        checkpoint.iter().copied().chain(behind).for_each(|(s, k)| self.restore(s, k));
+    }
+
     /// Begins a request with a key; waits while another with the same key is on its way.
     pub async fn begin(self: &Arc<Self>, id: [u8; 16], body: [u8; 32]) -> Begin {
         loop {
@@ -438,6 +445,19 @@ mod tests {
         assert_eq!(k.between(0, 9).iter().map(|(s, _)| *s).collect::<Vec<_>>(), [5, 6]);
         k.restore(7, entry(4, 4_000_000));
         assert_eq!((k.len(), k.early_evictions()), (1, 1), "an hour of running time later");
+    }
+
+    /// Between a release and the removal of its segments both manifest and log have a key: taken twice, it would stand twice in the next
+    /// checkpoint and in all that follow.
+    #[test]
+    fn keys_that_manifest_and_log_have_are_restored_once() {
+        let k = keys(10);
+        let entry = |id: u8| KeyEntry { id: [id; 16], body: [0; 32], running_ms: 0, status: 204 };
+        let mut log = Newest::new(10);
+        (2..=4u8).for_each(|id| log.push(id.into(), entry(id)));
+        k.restore_all(&[(1, entry(1)), (2, entry(2)), (3, entry(3))], log);
+        assert_eq!(k.between(0, 9).iter().map(|(s, e)| (*s, e.id[0])).collect::<Vec<_>>(), [(1, 1), (2, 2), (3, 3), (4, 4)]);
+        assert_eq!(lock(&k.inner).clients.order.len(), 4);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::compact::control::Control;
 use crate::compact::lake::{LakeCheck, NodeFile};
 use crate::compact::worker::{Compactor, DRAIN_PATIENCE, Settings as CompactSettings, plan_object};
 use crate::compact::{Layout, unknown_setting};
-use crate::format::manifest::PlanWriter;
+use crate::format::manifest::{NodeLimits, PlanWriter};
 use crate::format::payload::PayloadView;
 use crate::idempotency::{Keys, Newest};
 use crate::limits::BLOCK;
@@ -58,15 +58,18 @@ pub struct LeftBehind {
     pub writer: Option<PlanWriter>,
     /// Bytes of its reserve.
     pub reserve: u64,
+    /// What it has promised its clients.
+    pub limits: Option<NodeLimits>,
 }
 
 impl LeftBehind {
     /// Reads it, touching nothing. What cannot be read is left to [`open`] to report.
     pub fn read(vfs: &dyn Vfs, dir: &Path) -> Self {
         let loaded = manifest::load(vfs, dir).ok().flatten();
+        let limits = loaded.as_ref().and_then(|l| l.state.limits);
         let writer = loaded.and_then(|l| l.state.plans.last_key_value().map(|(_, p)| p.plan.writer.clone()));
         let reserve = vfs.open(&dir.join(files::RESERVE), false).and_then(|f| f.len()).unwrap_or(0);
-        Self { writer, reserve }
+        Self { writer, reserve, limits }
     }
 }
 
@@ -74,8 +77,6 @@ impl LeftBehind {
 const DRAIN_SEGMENT: u64 = 16 * BLOCK as u64;
 /// Longer than any key is kept.
 const ALL_KEYS: Duration = Duration::from_secs(100 * 366 * 86_400);
-/// Keys that a drain keeps at least.
-const DRAIN_KEYS: usize = 1_000_000;
 
 impl NodeSettings {
     /// For a log that another node has left: nothing is written but what its rows need, and what it was told about its files and keys
@@ -96,7 +97,10 @@ impl NodeSettings {
         self.log.pool = 0;
         self.compact.patience = DRAIN_PATIENCE;
         self.idempotency_window = ALL_KEYS;
-        self.idempotency_max_keys = self.idempotency_max_keys.max(DRAIN_KEYS);
+        // INVARIANT(promises-are-kept): of keys as many are kept as the node has promised, or all there are, where it has not recorded that.
+        let promised = left.limits.map_or(usize::MAX, |l| usize::try_from(l.idempotency_max_keys).unwrap_or(usize::MAX));
+        self.idempotency_max_keys = self.idempotency_max_keys.max(promised);
+        self.log.limits = None;
         if let Some(w) = &left.writer {
             let plan = &mut self.compact.plan;
             if let Some(why) = unknown_setting(w) {
@@ -218,13 +222,7 @@ pub fn open(
     let opened = found.open(clock.clone(), metrics)?;
     keys.resume(opened.manifest.state.running_ms);
     let checkpoint = &opened.report.state.keys;
-    for (s, k) in checkpoint {
-        keys.restore(*s, *k);
-    }
-    let through = checkpoint.last().map_or(0, |(s, _)| *s);
-    for (s, k) in log_keys.entries().filter(|(s, _)| *s > through) {
-        keys.restore(s, k);
-    }
+    keys.restore_all(checkpoint, log_keys);
     let control = Control::new(Arc::clone(&opened.shared), settings.paused);
     let mut compactor = Compactor::new(
         Arc::clone(&opened.shared),

@@ -118,16 +118,12 @@ fn said(s: &ManifestState) -> String {
     let mut out = format!(
         "{:?}",
         (
-            (s.epoch, s.running_ms, s.next_plan, s.shipped, s.released_segment, s.released, s.durable, s.newest_segment),
-            (&s.tables, &s.keys, &s.deferred, &s.damage)
+            (s.epoch, s.running_ms, s.next_plan, s.shipped, s.released_segment, s.released, s.durable, (s.newest_segment, s.acknowledged)),
+            (&s.tables, &s.keys, (&s.deferred, &s.waiting), &s.damage)
         )
     );
     for (k, p) in &s.plans {
-        let open = |o: &u32| !p.shipped || s.deferred.contains_key(&(*k, *o));
-        let mut intents: Vec<_> = p.intents.iter().filter(|(o, _)| open(o)).collect();
-        intents.sort_by_key(|(o, _)| **o);
-        let suspects: Vec<_> = p.suspects.iter().filter(|(o, _)| open(o)).collect();
-        out += &format!("\n{k} {:?}", (&p.plan, p.attempts, p.shipped, &p.commits, intents, suspects));
+        out += &format!("\n{k} {:?}", (&p.plan, p.attempts, p.shipped, &p.commits, &p.intents, &p.suspects));
     }
     out
 }

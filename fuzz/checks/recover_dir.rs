@@ -44,6 +44,7 @@ fn settings(set_aside_damage: bool) -> LogSettings {
         mark_delay: Duration::from_millis(50),
         queue_bytes: 1 << 20,
         set_aside_damage,
+        limits: None,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::compact::worker::{PATIENCE, Settings as CompactSettings};
 use crate::config::{self, Config};
 use crate::decode::Nested;
 use crate::decode::table::Bounds;
-use crate::format::manifest::PlanWriter;
+use crate::format::manifest::{NodeLimits, PlanWriter};
 use crate::http::engine::WriteSettings;
 use crate::http::{Origins, Settings as HttpSettings};
 use crate::limits::BLOCK;
@@ -202,6 +202,10 @@ fn log_settings(config: &Config) -> LogSettings {
         mark_delay: config.wal.mark_delay,
         queue_bytes: config.ingest.max_in_flight as usize,
         set_aside_damage: config.wal.on_damage == config::OnDamage::SetAside,
+        limits: Some(NodeLimits {
+            idempotency_window_ms: config.ingest.idempotency_window.as_millis() as u64,
+            idempotency_max_keys: config.ingest.idempotency_max_keys as u64,
+        }),
     }
 }
 

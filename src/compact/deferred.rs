@@ -289,7 +289,7 @@ impl Compactor {
 
     /// Tries to publish one deferred output; why it still waits, if it does.
     fn retry_one(&mut self, (k, n): (u64, u32)) -> Result<Option<Stop>, Trouble> {
-        let Some(plan) = self.manifest.state.plans.get(&k).map(|p| p.plan.clone()) else {
+        let Some(plan) = self.manifest.state.plan_of_deferred(k, n) else {
             return Ok(Some(Stop::lasting(format!("the manifest does not hold plan {k}"))));
         };
         let path = self.shared.settings.directory.join(files::SIDE).join(files::deferred_name(k, n));

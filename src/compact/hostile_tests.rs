@@ -243,6 +243,7 @@ impl Server {
             mark_delay: Duration::from_millis(50),
             queue_bytes: 1 << 20,
             set_aside_damage: true,
+            limits: None,
         };
         let o = open(
             &vfs,

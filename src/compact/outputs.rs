@@ -12,7 +12,7 @@ use super::quarantine::{self, Quarantined};
 use super::spec::output_spec;
 use super::threads::spawn;
 use super::worker::{Cautious, Compactor, Current, commit_entry, same};
-use crate::format::manifest::{Entry, Plan};
+use crate::format::manifest::Plan;
 use crate::sink::{ObjectInfo, Published, Sink, SinkError, SinkResult, Staged};
 use crate::types::Sequence;
 use crate::wal::manifest::OutputFile;
@@ -139,15 +139,13 @@ impl Compactor {
     /// Records at which earlier attempts ended again and again, by output.
     fn culprits(&self, plan: &Plan) -> BTreeMap<u32, Vec<Sequence>> {
         let mut out: BTreeMap<u32, Vec<Sequence>> = BTreeMap::new();
-        if let Some(p) = self.manifest.state.plans.get(&plan.plan) {
-            for ends in p.suspects.windows(SUSPICIONS) {
-                if let Some(first @ (output, sequence)) = ends.first()
-                    && ends.iter().all(|e| e == first)
-                {
-                    let list = out.entry(*output).or_default();
-                    if !list.contains(sequence) {
-                        list.push(*sequence);
-                    }
+        for ends in self.manifest.state.suspects_of(plan.plan).windows(SUSPICIONS) {
+            if let Some(first @ (output, sequence)) = ends.first()
+                && ends.iter().all(|e| e == first)
+            {
+                let list = out.entry(*output).or_default();
+                if !list.contains(sequence) {
+                    list.push(*sequence);
                 }
             }
         }
@@ -159,19 +157,11 @@ impl Compactor {
         let mut intents = Vec::new();
         for r in &ready {
             self.quarantine(plan, slices, r)?;
-            let known = self.manifest.state.plans.get(&plan.plan).and_then(|p| p.intents.get(&r.output));
-            if known.is_some_and(|k| k.contains(&r.file)) {
+            if self.manifest.state.intents_of(plan.plan, r.output).contains(&r.file) {
                 // An attempt that is made again and again says nothing new, and would let the manifest grow for as long as the store is away.
                 continue;
             }
-            intents.push(Entry::Intent {
-                plan: plan.plan,
-                output: r.output,
-                length: r.file.length,
-                sha256: r.file.sha256.clone(),
-                rows: r.file.rows,
-                set_aside: r.file.set_aside.clone(),
-            });
+            intents.push(r.file.clone().intent(plan.plan, r.output));
         }
         self.append(intents, &[])?;
         let mut commits = Vec::new();

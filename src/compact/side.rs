@@ -34,6 +34,9 @@ impl Compactor {
         if state.deferred.contains_key(&(plan, output)) {
             return Use::Waits;
         }
+        if state.committed_late.contains(&(plan, output)) {
+            return Use::Done;
+        }
         match state.plans.get(&plan) {
             Some(p) if p.commits.contains_key(&output) => Use::Done,
             // A crash may have left it just before the entry that names it: the log still has the records, and its plan will settle it.
@@ -61,8 +64,7 @@ impl Compactor {
         let mut by_table: BTreeMap<(String, String), u64> = BTreeMap::new();
         let mut d = Deferred::default();
         for ((k, n), bytes) in &state.deferred {
-            let Some(p) = state.plans.get(k) else { continue };
-            let Some(o) = p.plan.outputs.get(*n as usize) else { continue };
+            let Some((o, schema)) = state.deferred_file(*k, *n) else { continue };
             d.outputs += 1;
             d.bytes += bytes;
             let attempts = self.attempts.get(&(*k, *n));
@@ -71,9 +73,7 @@ impl Compactor {
                 d.lost.insert(files::deferred_name(*k, *n), why.why.clone());
             }
             d.from = Some(d.from.map_or(o.first_sequence, |f| f.min(o.first_sequence)));
-            if let Some(s) = p.plan.schemas.get(o.schema as usize) {
-                *by_table.entry((s.database.clone(), s.table.clone())).or_default() += bytes;
-            }
+            *by_table.entry((schema.database.clone(), schema.table.clone())).or_default() += bytes;
         }
         // Together half of the log, and a quarter for one: the rest belongs to the tables that can be published.
         let share = self.shared.settings.max_size / 2 / (by_table.len() as u64).max(2);

@@ -31,7 +31,7 @@ use crate::wal::aside::{damage_entry, is_same_damage, keep_bytes};
 use crate::wal::files;
 use crate::wal::manifest::{AppendFailure, Manifest, OutputFile};
 use crate::wal::prealloc::Preallocator;
-use crate::wal::recover::{START_RESERVE, spend_reserve};
+use crate::wal::reserve::reserve_length;
 use crate::wal::shared::{Blocked, lock};
 use crate::wal::{SealedSegment, Shared};
 
@@ -144,6 +144,8 @@ pub struct Compactor {
     pub(super) current: Option<Current>,
     pub(super) backoff: Backoff,
     pub(super) reserve_tried: Option<Duration>,
+    /// How long the reserve must be beside the manifest.
+    pub(super) reserve_length: u64,
     /// When deferred outputs are looked at again, whichever of them is due by itself.
     pub(super) deferred_due: Option<Duration>,
     /// Deferred outputs, by plan and number, that this process has tried.
@@ -156,6 +158,8 @@ pub struct Compactor {
     awaited: Option<Sequence>,
     /// The log and the lake are on one filesystem.
     shares_disk: bool,
+    /// When the manifest was last told how far the log is durable.
+    pub(super) told: Duration,
     pub(super) probe: Option<Probe>,
     pub(super) memory: Arc<BuildMemory>,
     /// When this process began to compact.
@@ -193,8 +197,10 @@ impl Compactor {
         let probe = Probe::open(&*vfs, &shared.settings.directory);
         let memory = Arc::new(BuildMemory::new(settings.memory));
         let started = shared.clock.monotonic();
+        let reserve_length = reserve_length(shared.settings.reserve, manifest.end());
         // Whatever an earlier run left unshipped is due at once.
         control.request(shared.watermarks().durable);
+        let told = shared.clock.monotonic();
         let mut c = Self {
             shared,
             control,
@@ -208,6 +214,7 @@ impl Compactor {
             current: None,
             backoff,
             reserve_tried: None,
+            reserve_length,
             deferred_due: None,
             attempts: BTreeMap::new(),
             strays: BTreeSet::new(),
@@ -215,6 +222,7 @@ impl Compactor {
             seal_asked: None,
             awaited: None,
             shares_disk,
+            told,
             probe,
             memory,
             started,
@@ -286,15 +294,7 @@ impl Compactor {
             }
             Err(Trouble::NoSpace(why) | Trouble::LakeFull(why)) => {
                 self.trouble(&why);
-                if self.shared.reserve_spent() {
-                    return Work::Wait(Duration::from_secs(1));
-                }
-                // Only the drain spends the reserve; writes are refused until it is whole again.
-                self.shared.set_reserve_spent(true);
-                let keep = self.manifest.allocated() + START_RESERVE;
-                spend_reserve(&*self.vfs, &self.shared.settings.directory.join(files::RESERVE), keep);
-                self.prealloc.empty_pool();
-                Work::Worked
+                if self.make_room() { Work::Worked } else { Work::Wait(Duration::from_secs(1)) }
             }
             Err(Trouble::Retry(why) | Trouble::Lasting(why)) => {
                 self.trouble(&why);
@@ -329,6 +329,7 @@ impl Compactor {
     }
 
     fn advance(&mut self) -> Result<Work, Trouble> {
+        self.tell_progress()?;
         if self.unchecked.is_some() {
             if self.release()? {
                 return Ok(Work::Worked);
@@ -429,6 +430,8 @@ impl Compactor {
         };
         let want = want.min(w.durable);
         if want > w.sealed && !self.shared.is_poisoned() {
+            // Without room for its entry in the manifest no segment follows: the reserve is for that.
+            self.written(self.manifest.prepare())?;
             self.shared.request_seal(want);
             let now = self.shared.clock.monotonic();
             let since = *self.seal_asked.get_or_insert(now);
@@ -592,7 +595,7 @@ impl Compactor {
     }
 
     pub(super) fn is_committed(&self, plan: &Plan, n: u32) -> bool {
-        self.manifest.state.plans.get(&plan.plan).is_some_and(|p| p.commits.contains_key(&n))
+        self.manifest.state.is_committed(plan.plan, n)
     }
 
     /// INVARIANT(plan-object): before the first data put of plan k, the store holds the create-only object of plan k, and it is this plan.
@@ -669,10 +672,12 @@ impl Compactor {
     /// only those are named that somebody wants to know of.
     pub(super) fn adopt_published(&mut self, c: &Current, outputs: &[u32]) -> Result<Looked, Trouble> {
         let mut looked = Looked::default();
-        let Some(state) = self.manifest.state.plans.get(&c.plan.plan) else { return Ok(looked) };
+        let state = &self.manifest.state;
+        let k = c.plan.plan;
         let mut found = Vec::new();
-        for n in outputs.iter().filter(|n| !state.commits.contains_key(n)) {
-            let (Some(files), Some(o)) = (state.intents.get(n), c.plan.outputs.get(*n as usize)) else { continue };
+        for n in outputs.iter().filter(|n| !state.is_committed(k, **n) && !state.intents_of(k, **n).is_empty()) {
+            let files = state.intents_of(k, *n);
+            let Some(o) = c.plan.outputs.get(*n as usize) else { continue };
             let adopted = self.sink.describe(&o.name).and_then(|info| {
                 let Some(info) = info else { return Ok(None) };
                 let Some(f) = files.iter().find(|f| same(f, &info)) else {
@@ -726,12 +731,18 @@ impl Compactor {
         self.shared.metrics.compact_quarantined_bytes.set(bytes as f64);
     }
 
-    pub(super) fn append(&mut self, entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), Trouble> {
+    pub(super) fn append(&mut self, mut entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), Trouble> {
         if entries.is_empty() && keys.is_empty() {
             return Ok(());
         }
+        // It takes no room of its own here.
+        let progress = self.progress();
+        entries.splice(0..0, progress.map(Entry::Segment));
+        self.told = self.shared.clock.monotonic();
         let appended = self.manifest.append(entries, keys);
-        self.written(appended)
+        self.written(appended)?;
+        self.grow_reserve();
+        Ok(())
     }
 
     pub(super) fn written(&self, r: Result<(), AppendFailure>) -> Result<(), Trouble> {
@@ -749,6 +760,11 @@ impl Compactor {
     /// The directory of the log.
     pub fn directory(&self) -> PathBuf {
         self.shared.settings.directory.clone()
+    }
+
+    /// Bytes of the manifest that hold something.
+    pub fn manifest_end(&self) -> u64 {
+        self.manifest.end()
     }
 
     /// All sequences through this are in committed outputs.
@@ -771,7 +787,7 @@ pub fn plan_object(log: LogId, k: u64) -> String {
 }
 
 pub(super) fn commit_entry(plan: u64, output: u32, f: &OutputFile) -> Entry {
-    Entry::Commit { plan, output, length: f.length, sha256: f.sha256.clone(), rows: f.rows, set_aside: f.set_aside.clone() }
+    f.clone().commit(plan, output)
 }
 
 pub(super) fn same(f: &OutputFile, info: &ObjectInfo) -> bool {

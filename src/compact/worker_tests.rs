@@ -65,6 +65,7 @@ impl Core {
             mark_delay: Duration::ZERO,
             queue_bytes: 1 << 20,
             set_aside_damage: true,
+            limits: None,
         };
         let mut o = open(
             &vfs,

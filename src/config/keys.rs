@@ -326,7 +326,7 @@ schema! {
         segment_size: Size<{ limits::MIN_SEGMENT_DATA as u64 }, { limits::MAX_SEGMENT_DATA as u64 }> = 64 * MB;
         /// Bytes the log may take on disk, pool included; writes are delayed from 80 % on and refused at 100 %.
         max_size: Size<{ 4 * KB }, TOP> = 16 * GB;
-        /// Bytes kept back so that a full disk can still be drained.
+        /// Bytes kept back so that a full disk can still be drained; more when twice the manifest is more. 0: none.
         reserve: Size<0, TOP> = 64 * MB;
         /// Released segments kept for reuse.
         pool: Int<usize, 0, 4096> = 4;

@@ -94,6 +94,63 @@ pub struct SetAside {
     pub reason: String,
 }
 
+/// A file that was about to be published, or is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputFile {
+    pub length: u64,
+    pub sha256: String,
+    pub rows: u64,
+    pub set_aside: Vec<SetAside>,
+}
+
+impl OutputFile {
+    pub fn intent(self, plan: u64, output: u32) -> Entry {
+        let Self { length, sha256, rows, set_aside } = self;
+        Entry::Intent { plan, output, length, sha256, rows, set_aside }
+    }
+
+    pub fn commit(self, plan: u64, output: u32) -> Entry {
+        let Self { length, sha256, rows, set_aside } = self;
+        Entry::Commit { plan, output, length, sha256, rows, set_aside }
+    }
+}
+
+/// A deferred output of a shipped plan. Since 1.1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingOutput {
+    pub plan: u64,
+    pub output: u32,
+    /// Bytes of its side segment.
+    pub bytes: u64,
+    /// Of the plan.
+    pub first_sequence: Sequence,
+    pub last_sequence: Sequence,
+    pub writer: PlanWriter,
+    /// As in the plan; its `schema` is 0, the one of the entry.
+    pub file: PlanOutput,
+    pub intents: Vec<OutputFile>,
+    pub suspects: Vec<Sequence>,
+}
+
+/// What the manifest knows of the newest segment from which rows were acknowledged. Since 1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentEntry {
+    pub segment: u64,
+    pub salt: u64,
+    pub first_sequence: Sequence,
+    /// Every sequence through this one was durable when the entry was written.
+    pub durable: Sequence,
+}
+
+/// Limits of the node that a promise to its clients rests on: whoever takes up its log keeps them. Since 1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLimits {
+    /// For how long of the log's running time a key is remembered.
+    pub idempotency_window_ms: u64,
+    /// How many keys are remembered.
+    pub idempotency_max_keys: u64,
+}
+
 /// A column definition as the catalog remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ColumnEntry {
@@ -175,6 +232,10 @@ pub enum Entry {
         last_sequence: Sequence,
         tables: Vec<TableEntry>,
     },
+    /// What the node has promised. Since 1.1.
+    Limits(NodeLimits),
+    /// Rows of this segment are about to be acknowledged. Since 1.1.
+    Segment(SegmentEntry),
     /// Segments through `segment` may be removed; catalog and keys through `last_sequence` stand in this manifest.
     Released {
         segment: u64,
@@ -184,6 +245,11 @@ pub enum Entry {
     Durable {
         sequence: Sequence,
         running_ms: u64,
+    },
+    /// Outputs of shipped plans that are still deferred, all of one schema. Since 1.1.
+    Waiting {
+        schema: PlanSchema,
+        outputs: Vec<WaitingOutput>,
     },
     /// Damage reported by a recovery, so that it is counted once.
     Damage {

@@ -91,6 +91,9 @@ pub fn check(
             name.intents.extend(p.intents.get(&n).into_iter().flatten());
         }
     }
+    for w in state.waiting.values().chain(later.waiting.values()) {
+        named.entry(w.output.file.name.as_str()).or_default().intents.extend(&w.output.intents);
+    }
     let newest = plans().map(|p| p.plan.last_sequence).max().unwrap_or(0).max(state.shipped);
     for name in ours {
         let Some(n) = named.get(name.as_str()) else {

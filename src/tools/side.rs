@@ -56,14 +56,15 @@ pub struct KeptLine {
 
 /// Output and schema of a side segment by its key.
 fn of_plan(state: &ManifestState, plan: u64, output: u32) -> Option<(&PlanOutput, &PlanSchema)> {
-    let p = &state.plans.get(&plan)?.plan;
-    let o = p.outputs.get(output as usize)?;
-    Some((o, p.schemas.get(o.schema as usize)?))
+    state.deferred_file(plan, output)
 }
 
 fn state_of(state: &ManifestState, plan: u64, output: u32) -> &'static str {
     if state.deferred.contains_key(&(plan, output)) {
         return "waits";
+    }
+    if state.committed_late.contains(&(plan, output)) {
+        return "done";
     }
     match state.plans.get(&plan) {
         Some(p) if p.commits.contains_key(&output) => "done",

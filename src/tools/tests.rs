@@ -11,7 +11,7 @@ use super::verify::{Verified, verify};
 use super::{ToolError, list, quarantine};
 use crate::compact::quarantine::{Quarantined, put};
 use crate::compact::{Layout, object_name};
-use crate::format::manifest::{Entry, Plan, PlanOutput, PlanWriter};
+use crate::format::manifest::{Entry, Plan, PlanOutput, PlanSchema, PlanWriter};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use crate::types::{LogId, Sequence};
 use crate::vfs::{Engine, OsVfs, Vfs};
@@ -120,7 +120,7 @@ fn a_clean_log_in_json_and_nothing_is_changed() {
         ]
     );
     assert_eq!(l.segments.iter().map(|s| s.end).collect::<Vec<_>>(), v.segments.iter().map(|s| Some(s.end)).collect::<Vec<_>>());
-    assert_eq!((l.log_uuid, l.reserve_bytes), (v.log_uuid, 4096));
+    assert_eq!((l.log_uuid, l.reserve_bytes), (v.log_uuid, 256 << 10));
     assert!(l.manifest.is_some_and(|m| m.epoch == 4));
 
     let (rows, done) = lines(dir.path(), &DumpOptions::default());
@@ -391,6 +391,7 @@ fn deferred_outputs_need_their_side_segments() {
     let r = Running::start(o);
     let mut p = plan(r.log.log, 1, 1, 3, 1);
     p.outputs[0].rows = 3;
+    p.schemas.push(PlanSchema { database: "db".into(), table: "t".into(), version: 0, columns: vec![] });
     let entries = vec![Entry::Plan(p), Entry::Deferred { plan: 1, output: 0, bytes: 1 }, Entry::Shipped { plan: 1, last_sequence: 3 }];
     lock(&r.manifest).append(entries, &[]).unwrap();
     drop(r);

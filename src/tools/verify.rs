@@ -233,6 +233,15 @@ fn look_once(vfs: &dyn Vfs, dir: &Path, progress: &mut dyn FnMut(Stage)) -> io::
     side_segments(vfs, dir, &report.state, &mut extra)?;
     quarantined(vfs, dir, &mut extra)?;
     extra.kept = kept_lines(vfs, dir)?;
+    extra.findings.extend(report.notes.iter().map(|note| VerifiedFinding {
+        label: "unused",
+        segment: 0,
+        file: String::new(),
+        offset: 0,
+        expected: "a log with nothing missing, as it is".into(),
+        found: note.clone(),
+        problem: false,
+    }));
     Ok(Look { report, counts, extra })
 }
 

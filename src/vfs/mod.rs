@@ -91,6 +91,12 @@ pub trait File: Send + Sync + Debug {
     /// Reserves real blocks for `len` bytes and sets the length; new bytes read as zeros.
     fn allocate(&self, len: u64) -> io::Result<()>;
     fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Bytes of the blocks that the file has on disk.
+    fn allocated(&self) -> io::Result<u64> {
+        self.len()
+    }
+
     /// The first `len` bytes, mapped read-only. The file must not be truncated while the mapping lives.
     fn map(&self, len: u64) -> io::Result<Mapping>;
     /// The way groups are appended to this file.

@@ -236,6 +236,11 @@ impl File for OsFile {
         self.0.set_len(len)
     }
 
+    fn allocated(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt as _;
+        Ok(self.0.metadata()?.blocks() * 512)
+    }
+
     fn map(&self, len: u64) -> io::Result<Mapping> {
         mmap::map(&self.0, len)
     }

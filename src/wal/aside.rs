@@ -59,6 +59,9 @@ pub(super) fn report_findings(report: &Report) {
             tracing::warn!(file, offset = x.from, label = x.label.name(), expected = %x.expected, found = %x.found, side, "the log ends here: nothing on disk shows that its tail was acknowledged");
         }
     }
+    for note in &report.notes {
+        tracing::warn!(note, "not as it should be; nothing is missing");
+    }
     for s in report.segments.iter().filter(|s| s.label == "leftover") {
         tracing::warn!(file = %s.path.display(), "a file with the name of a released segment and no readable header: left alone, remove it by hand");
     }

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use super::files;
 use super::reader::read_header;
-use super::recover::{Listed, Report, SegmentFinding};
+use super::recover::list::Listed;
+use super::recover::{Report, SegmentFinding};
 use crate::format::file_header::{FileHeader, FileKind};
 use crate::format::scan::{Finding, Label};
 use crate::types::LogId;

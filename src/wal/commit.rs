@@ -9,11 +9,13 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::files;
+use super::manifest::{Acknowledging, AppendFailure};
 use super::prealloc::{Failure, Preallocator, Spare};
 use super::queue::{AppendError, Item};
 use super::shared::{ActiveInfo, Blocked, Received, SealedSegment, Shared, lock};
 use crate::error::Reason;
 use crate::format::file_header::{DeclaredEnd, FileHeader, FileKind};
+use crate::format::manifest::SegmentEntry;
 use crate::format::record::{RecordHeader, RecordKind, pad_len, put_pad};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES, RECORD_HEADER_BYTES};
 use crate::log_limit::LogLimit;
@@ -35,6 +37,8 @@ pub struct Active {
     pub oldest: Option<Received>,
     /// The last group has no mark yet; when it became durable.
     pub unmarked_since: Option<Duration>,
+    /// The manifest says that rows of this segment may have been acknowledged.
+    pub known: bool,
     /// A write failed: nothing is written here any more, the successor declares the end before the hole.
     pub failed: bool,
 }
@@ -153,6 +157,7 @@ pub struct Committer {
     shared: Arc<Shared>,
     vfs: Arc<dyn Vfs>,
     prealloc: Arc<Preallocator>,
+    manifest: Acknowledging,
     active: Active,
     epoch: u64,
     next_sequence: Sequence,
@@ -165,7 +170,15 @@ pub struct Committer {
 }
 
 impl Committer {
-    pub fn new(shared: Arc<Shared>, vfs: Arc<dyn Vfs>, prealloc: Arc<Preallocator>, active: Active, epoch: u64, next: Sequence) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        vfs: Arc<dyn Vfs>,
+        prealloc: Arc<Preallocator>,
+        manifest: Acknowledging,
+        active: Active,
+        epoch: u64,
+        next: Sequence,
+    ) -> Self {
         {
             let mut s = lock(&shared.segments);
             s.active = Some(active.info());
@@ -175,6 +188,7 @@ impl Committer {
             shared,
             vfs,
             prealloc,
+            manifest,
             active,
             epoch,
             next_sequence: next,
@@ -343,6 +357,12 @@ impl Committer {
             self.sync_failed(items, &e);
             return Step::Done;
         }
+        if !self.active.known
+            && let Err(e) = self.make_known(last)
+        {
+            self.sync_failed(items, &e);
+            return Step::Done;
+        }
         let now = self.shared.clock.monotonic();
 
         self.next_sequence = last + 1;
@@ -367,6 +387,17 @@ impl Committer {
             item.wake(Ok(sequence));
         }
         Step::Worked
+    }
+
+    /// INVARIANT(known-before-ack): the manifest names a segment after records of it are durable and before one of them is acknowledged. So a
+    /// segment that is lost or empty has lost nothing unless the manifest names it, and one that the manifest names holds records.
+    fn make_known(&mut self, durable: Sequence) -> io::Result<()> {
+        let a = &self.active;
+        let entry = SegmentEntry { segment: a.id, salt: a.salt, first_sequence: a.first_sequence, durable };
+        // Its room was made before the segment was activated: without room there is no other way either.
+        self.manifest.add(entry).map_err(|e| io::Error::other(e.to_string()))?;
+        self.active.known = true;
+        Ok(())
     }
 
     fn publish_active(&self) {
@@ -446,6 +477,17 @@ impl Committer {
 
     /// Seals the active segment by activating a successor with at least `data` bytes of data area.
     fn rotate(&mut self, data: u64) -> Step {
+        match self.manifest.prepare() {
+            Ok(()) => {}
+            Err(AppendFailure::NoSpace(e)) => {
+                self.rotation_waits(self.active.id + 1, &e);
+                return Step::Blocked;
+            }
+            Err(e) => {
+                self.shared.poison(e.to_string());
+                return Step::Done;
+            }
+        }
         let spare = match self.prealloc.take(data) {
             Ok(s) => s,
             Err(why) => {
@@ -508,6 +550,7 @@ impl Committer {
             writer,
             oldest: None,
             unmarked_since: None,
+            known: false,
             failed: false,
         };
         let old = std::mem::replace(&mut self.active, next);

@@ -157,7 +157,107 @@ fn a_lost_header_that_nothing_makes_good_is_refused() {
     // A fourth segment, without a record.
     drop(reopen(small(dir.path())).unwrap());
     wipe_headers(&seg(dir.path(), 4));
+    // A manifest of 1.0 does not say whether anything was acknowledged from it.
+    of_a_later_version(&manifest_of(dir.path()), 24, 0);
     refused(small(dir.path()), "no record tells its generation");
+}
+
+/// Whatever it holds: nothing was acknowledged from it, and its number is not given out again.
+#[test]
+fn garbage_behind_the_newest_segment_is_moved_aside() {
+    for garbage in [vec![], vec![0; 1 << 15], b"not a segment".repeat(1000), vec![0xff; 9000]] {
+        for id in [4, 5] {
+            let dir = build();
+            if id == 5 {
+                // The manifest knows segment 4: it was activated by a start.
+                drop(reopen(small(dir.path())).unwrap());
+                std::fs::remove_file(seg(dir.path(), 4)).unwrap();
+            }
+            std::fs::write(seg(dir.path(), 4), &garbage).unwrap();
+            let report = inspect(&OsVfs, dir.path(), &mut |_| {}, &mut |_| {}).unwrap();
+            assert_eq!((report.verdict(), report.notes.len(), report.through), ("clean", 1, 3), "{:?}", report.notes);
+            assert!(report.notes[0].contains("nothing was acknowledged from it"), "{:?}", report.notes);
+            let (o, seen) = reopen(small(dir.path())).unwrap();
+            assert_eq!((seen, o.report.findings.len()), (ALL.to_vec(), 0));
+            assert_eq!(std::fs::read(dir.path().join(files::SIDE).join(files::garbage_name(4))).unwrap(), garbage);
+            Running::start(o).append(7, 1);
+            assert!(seg(dir.path(), 5).exists() && !seg(dir.path(), 4).exists());
+            let (o, seen) = reopen(small(dir.path())).unwrap();
+            assert_eq!((seen.len(), o.report.verdict(), o.report.notes.len()), (ALL.len() + 1, "clean", 0), "{:?}", o.report.notes);
+        }
+    }
+}
+
+#[test]
+fn a_newest_segment_that_was_lost_before_it_held_anything_is_not_missed() {
+    let dir = build();
+    drop(reopen(small(dir.path())).unwrap());
+    std::fs::remove_file(seg(dir.path(), 4)).unwrap();
+    let (o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!((seen, o.report.verdict()), (ALL.to_vec(), "clean"));
+    assert_eq!(o.report.notes.len(), 1);
+    assert!(o.report.notes[0].contains("seg-0000000000000004.wal is lost; nothing was acknowledged from it"), "{:?}", o.report.notes);
+    Running::start(o).append(7, 1);
+    // The one that follows is known by its own acknowledgement.
+    let (o, seen) = reopen(small(dir.path())).unwrap();
+    assert_eq!((seen.len(), o.report.notes.len()), (ALL.len() + 1, 0));
+    drop(o);
+    std::fs::remove_file(seg(dir.path(), 6)).unwrap();
+    std::fs::remove_file(seg(dir.path(), 5)).unwrap();
+    refused(small(dir.path()), "seg-0000000000000005.wal is lost, and sequences 4 to 4 at least were acknowledged from it");
+}
+
+#[test]
+fn a_newest_segment_of_another_generation_is_refused() {
+    let dir = build();
+    edit_header(&seg(dir.path(), 3), |h| h.salt ^= 1);
+    refused(small(dir.path()), "it is another file");
+}
+
+/// Its file is there, and nothing in it: the manifest knows that there was.
+#[test]
+fn a_newest_segment_that_was_emptied_is_refused_with_what_it_held() {
+    for len in [0, 4096, 1 << 20] {
+        let dir = build();
+        std::fs::write(seg(dir.path(), 3), vec![0; len]).unwrap();
+        refused(small(dir.path()), "sequences 3 to 3 at least were acknowledged from it");
+    }
+}
+
+/// The kill was not long ago, the blocks read as zeros: to a recovery that knows the log alone it is a segment that nothing was written to.
+#[test]
+fn a_newest_segment_of_zeros_is_damage_through_what_the_manifest_knows() {
+    let dir = build();
+    edit(&seg(dir.path(), 3), |b| b[FILE_HEADER_BYTES..].fill(0));
+    let report = inspect(&OsVfs, dir.path(), &mut |_| {}, &mut |_| {}).unwrap();
+    assert_eq!((labels(&report), report.verdict()), (vec![(3, Label::Damaged)], "damaged"));
+    assert_eq!(report.findings[0].finding.missing, Some((3, 3)));
+    // A segment that nothing was acknowledged from may hold nothing.
+    let dir = build();
+    drop(reopen(small(dir.path())).unwrap());
+    let report = inspect(&OsVfs, dir.path(), &mut |_| {}, &mut |_| {}).unwrap();
+    assert_eq!((report.verdict(), report.segments.len()), ("clean", 4));
+}
+
+#[test]
+fn an_unreadable_block_of_the_manifest_that_was_never_used_is_no_reason_to_refuse() {
+    let dir = build();
+    let manifest = manifest_of(dir.path());
+    let name = manifest.file_name().unwrap().to_str().unwrap().to_owned();
+    let end = crate::wal::manifest::load(&OsVfs, dir.path()).unwrap().unwrap().end;
+    let look = |block: u64| inspect(&BadDisk { name: name.clone(), block }, dir.path(), &mut |_| {}, &mut |_| {}).unwrap();
+    for block in [end + BLOCK as u64, end + 20 * BLOCK as u64] {
+        let report = look(block);
+        assert_eq!((report.verdict(), report.notes.len()), ("clean", 1), "{:?}", report.refusals);
+        assert!(report.notes[0].contains("it was never used"), "{:?}", report.notes);
+    }
+    assert_eq!(look(end).verdict(), "refused", "the last group may have been there");
+    // After a stop there was no further group.
+    let (mut o, _) = reopen(small(dir.path())).unwrap();
+    o.manifest.append(vec![Entry::Durable { sequence: 3, running_ms: 1 }], &[]).unwrap();
+    let (name, end) = (manifest_of(dir.path()).file_name().unwrap().to_str().unwrap().to_owned(), o.manifest.end());
+    let report = inspect(&BadDisk { name, block: end }, dir.path(), &mut |_| {}, &mut |_| {}).unwrap();
+    assert_eq!((report.verdict(), report.notes.len()), ("clean", 1), "{:?}", report.refusals);
 }
 
 #[test]
@@ -219,7 +319,7 @@ fn of_a_later_version(path: &Path, at: usize, value: u8) {
 
 #[test]
 fn a_log_of_a_later_format_is_refused() {
-    let cases = [(8, 2, "format 2.0"), (24, 4, "unknown incompatible features 0x4")];
+    let cases = [(8, 2, "format 2.1"), (24, 4, "unknown incompatible features 0x4")];
     for (at, value, text) in cases {
         let dir = build();
         of_a_later_version(&manifest_of(dir.path()), at, value);

@@ -18,7 +18,8 @@ use crate::wal::commit::Step;
 use crate::wal::manifest::{AppendFailure, Manifest, ManifestState, load};
 use crate::wal::memory::{DiskCall, MemoryDisk};
 use crate::wal::reader::{FileBytes, read_file, scan_growing};
-use crate::wal::recover::{OpenedLog, START_RESERVE, ensure_reserve, open};
+use crate::wal::recover::{OpenedLog, open};
+use crate::wal::reserve::{START_RESERVE, ensure_reserve, spend_reserve};
 use crate::wal::shared::{Blocked, LogSettings};
 use crate::wal::testing::record;
 use crate::wal::{AppendError, Appender};
@@ -246,6 +247,23 @@ fn of_the_reserve_there_is_as_much_as_there_is_room_for() {
     assert!(ensure_reserve(&disk, dir, 64 << 20).unwrap());
     assert!(ensure_reserve(&disk, dir, 1 << 20).unwrap());
     assert_eq!(len(), 1 << 20, "no more than it is told");
+}
+
+/// A copy of the directory may have made holes of it. That is no room that could be given back.
+#[test]
+fn a_reserve_without_blocks_of_its_own_frees_nothing_and_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(files::RESERVE);
+    let blocks = || OsVfs.open(&path, false).unwrap().allocated().unwrap();
+    OsVfs.create_new(&path).unwrap().set_len(8 << 20).unwrap();
+    assert_eq!(spend_reserve(&OsVfs, &path, 1 << 20), 0);
+    assert_eq!(spend_reserve(&OsVfs, &path, 0), 0);
+    OsVfs.create_new(&path).unwrap().set_len(8 << 20).unwrap();
+    assert!(ensure_reserve(&OsVfs, dir.path(), 8 << 20).unwrap());
+    assert!(blocks() >= 8 << 20);
+    assert!(spend_reserve(&OsVfs, &path, 2 << 20) >= 6 << 20);
+    assert_eq!(spend_reserve(&OsVfs, &path, 2 << 20), 0, "there is no more than is kept");
+    assert!(blocks() >= 2 << 20);
 }
 
 /// The file is absent or complete: one that could not be made leaves nothing, and the one before it alone.

@@ -26,6 +26,11 @@ pub fn pool_name(id: u64) -> String {
     format!("free-{id:016x}.tmp")
 }
 
+/// In the side directory: a file with the name of segment `id` that was none.
+pub fn garbage_name(id: u64) -> String {
+    format!("{id:016x}-no-segment.bin")
+}
+
 /// The side segment of a deferred output.
 pub fn deferred_name(plan: u64, output: u32) -> String {
     format!("out-{plan:016x}-{output:08x}.wal")

@@ -2,209 +2,38 @@
 //!
 //! INVARIANT(manifest-first): a plan, an intent, a commit and a release are durable here before anything acts on them.
 
-use std::collections::BTreeMap;
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files;
 use super::reader::{FileBytes, read_file, read_header, scan};
+use super::shared::lock;
 use crate::clock::SharedClock;
 use crate::format::file_header::{DeclaredEnd, ENTRIES_OF_1_1, FORMAT_MINOR, FileHeader, FileKind};
-use crate::format::manifest::{Entry, Plan, SetAside, StoredKey, TableEntry, get_keys, put_keys};
+use crate::format::manifest::{Entry, SegmentEntry, StoredKey, get_keys, put_keys};
 use crate::format::record::{RecordHeader, RecordKind, pad_len, put_pad, record_len};
 use crate::format::scan::{Known, Label, Scanner};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
+use crate::sync::Mutex;
 use crate::types::{LogId, Sequence};
 use crate::vfs::{File, SyncMode, Vfs, is_no_space};
+
+pub use state::{HISTORY_BYTES, ManifestState, OutputFile, PlanState, Waiting};
 
 /// The file grows by this much at a time, so that a full disk shows up before a write.
 /// A fuzzer opens many thousands of logs, and reaches the growth as well.
 const GROWTH: u64 = if cfg!(fuzzing) { 64 << 10 } else { 1 << 20 };
-/// Shipped plans whose commits are kept for `arc wal verify --lake`.
-const KEEP_SHIPPED_OUTPUTS: usize = 50_000;
+/// The same on a full disk, where a start has little room.
+const LEAST_GROWTH: u64 = 64 << 10;
 /// Keys of one record.
 const KEYS_PER_RECORD: usize = 10_000;
 /// A manifest longer than this and twice its live size is rewritten.
 const REWRITE_ABOVE: u64 = 16 << 20;
-
-/// A file that was about to be published, or is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutputFile {
-    pub length: u64,
-    pub sha256: String,
-    pub rows: u64,
-    pub set_aside: Vec<SetAside>,
-}
-
-#[derive(Clone, Debug)]
-pub struct PlanState {
-    pub plan: Plan,
-    /// Builds begun since one was last left in good order.
-    pub attempts: u32,
-    /// Every intent recorded for an output, oldest first.
-    pub intents: BTreeMap<u32, Vec<OutputFile>>,
-    pub commits: BTreeMap<u32, OutputFile>,
-    /// (output, sequence) that was being tried at each unclean end, in order.
-    pub suspects: Vec<(u32, Sequence)>,
-    pub shipped: bool,
-}
-
-impl PlanState {
-    fn new(plan: Plan) -> Self {
-        Self { plan, attempts: 0, intents: BTreeMap::new(), commits: BTreeMap::new(), suspects: Vec::new(), shipped: false }
-    }
-}
-
-/// What the entries of a manifest add up to.
-#[derive(Clone, Debug, Default)]
-pub struct ManifestState {
-    pub epoch: u64,
-    pub running_ms: u64,
-    pub plans: BTreeMap<u64, PlanState>,
-    pub next_plan: u64,
-    /// All outputs through this sequence are committed.
-    pub shipped: Sequence,
-    /// Segments through this id may be gone.
-    pub released_segment: u64,
-    pub released: Sequence,
-    /// Checkpoint of the catalog through `released` (or later).
-    pub tables: BTreeMap<(String, String), TableEntry>,
-    pub keys: Vec<StoredKey>,
-    /// Known durable at the last stop in good order.
-    pub durable: Sequence,
-    /// Outputs whose records stand in side segments, (plan, output), with the bytes of those.
-    pub deferred: BTreeMap<(u64, u32), u64>,
-    /// Damage counted before: (segment, offset).
-    pub damage: Vec<Entry>,
-    /// The highest segment id named anywhere.
-    pub newest_segment: u64,
-}
-
-impl ManifestState {
-    pub(super) fn apply(&mut self, e: Entry) -> Result<(), String> {
-        match e {
-            Entry::Opened { epoch, running_ms, segment } => {
-                self.newest_segment = self.newest_segment.max(segment);
-                self.epoch = self.epoch.max(epoch);
-                self.running_ms = self.running_ms.max(running_ms);
-            }
-            Entry::Plan(p) => {
-                self.next_plan = self.next_plan.max(p.plan.saturating_add(1));
-                for i in &p.inputs {
-                    self.newest_segment = self.newest_segment.max(i.segment);
-                }
-                self.plans.insert(p.plan, PlanState::new(p));
-            }
-            Entry::Attempt { plan } => self.plan(plan)?.attempts += 1,
-            Entry::Stopped { plan } => self.plan(plan)?.attempts = 0,
-            Entry::Suspect { plan, output, sequence } => self.plan(plan)?.suspects.push((output, sequence)),
-            Entry::Intent { plan, output, length, sha256, rows, set_aside } => {
-                let f = OutputFile { length, sha256, rows, set_aside };
-                self.plan(plan)?.intents.entry(output).or_default().push(f);
-            }
-            Entry::Commit { plan, output, length, sha256, rows, set_aside } => {
-                let p = self.plan(plan)?;
-                if output as usize >= p.plan.outputs.len() {
-                    return Err(format!("a commit names output {output} of plan {plan}, which has {}", p.plan.outputs.len()));
-                }
-                p.commits.insert(output, OutputFile { length, sha256, rows, set_aside });
-                self.deferred.remove(&(plan, output));
-            }
-            Entry::Deferred { plan, output, bytes } => {
-                self.plan(plan)?;
-                self.deferred.insert((plan, output), bytes);
-            }
-            Entry::Shipped { plan, last_sequence } => {
-                self.shipped = self.shipped.max(last_sequence);
-                if let Some(p) = self.plans.get_mut(&plan) {
-                    p.shipped = true;
-                }
-                self.next_plan = self.next_plan.max(plan.saturating_add(1));
-            }
-            Entry::Catalog { tables, .. } => {
-                for t in tables {
-                    self.tables.insert((t.database.clone(), t.table.clone()), t);
-                }
-            }
-            Entry::Released { segment, last_sequence } => {
-                self.released_segment = self.released_segment.max(segment);
-                if segment > 0 {
-                    // The newest segment is never released. Nothing released says nothing: a manifest is made before the first segment.
-                    self.newest_segment = self.newest_segment.max(segment.saturating_add(1));
-                }
-                self.released = self.released.max(last_sequence);
-            }
-            Entry::Durable { sequence, running_ms } => {
-                self.durable = self.durable.max(sequence);
-                self.running_ms = self.running_ms.max(running_ms);
-            }
-            d @ Entry::Damage { .. } => self.damage.push(d),
-        }
-        Ok(())
-    }
-
-    fn plan(&mut self, k: u64) -> Result<&mut PlanState, String> {
-        self.plans.get_mut(&k).ok_or_else(|| format!("an entry names plan {k}, which no entry before it defines"))
-    }
-
-    /// The plan that is not shipped yet, if there is one: there is at most one at a time.
-    pub fn open_plan(&self) -> Option<&PlanState> {
-        self.plans.values().find(|p| !p.shipped)
-    }
-
-    /// The entries that lead to this state: what a rewritten manifest begins with.
-    fn snapshot(&self) -> Vec<Entry> {
-        let mut out = vec![Entry::Opened { epoch: self.epoch, running_ms: self.running_ms, segment: self.newest_segment }];
-        // Before the plans, so that it says nothing of one that is open; `prune` may have dropped the plan that it is the end of.
-        let done = self.open_plan().map_or(self.next_plan, |p| p.plan.plan).saturating_sub(1);
-        if done > 0 {
-            out.push(Entry::Shipped { plan: done, last_sequence: self.shipped });
-        }
-        let tables: Vec<TableEntry> = self.tables.values().cloned().collect();
-        for chunk in tables.chunks(500) {
-            out.push(Entry::Catalog { last_sequence: self.released, tables: chunk.to_vec() });
-        }
-        for (k, p) in &self.plans {
-            out.push(Entry::Plan(p.plan.clone()));
-            out.extend((0..p.attempts).map(|_| Entry::Attempt { plan: *k }));
-            let open = |o: &u32| !p.shipped || self.deferred.contains_key(&(*k, *o));
-            for (output, files) in p.intents.iter().filter(|(o, _)| open(o)) {
-                out.extend(files.iter().map(|f| Entry::Intent {
-                    plan: *k,
-                    output: *output,
-                    length: f.length,
-                    sha256: f.sha256.clone(),
-                    rows: f.rows,
-                    set_aside: f.set_aside.clone(),
-                }));
-            }
-            for (output, sequence) in p.suspects.iter().filter(|(o, _)| open(o)) {
-                out.push(Entry::Suspect { plan: *k, output: *output, sequence: *sequence });
-            }
-            out.extend(self.deferred.range((*k, 0)..=(*k, u32::MAX)).map(|((_, o), bytes)| Entry::Deferred {
-                plan: *k,
-                output: *o,
-                bytes: *bytes,
-            }));
-            out.extend(p.commits.iter().map(|(o, f)| Entry::Commit {
-                plan: *k,
-                output: *o,
-                length: f.length,
-                sha256: f.sha256.clone(),
-                rows: f.rows,
-                set_aside: f.set_aside.clone(),
-            }));
-            if p.shipped {
-                out.push(Entry::Shipped { plan: *k, last_sequence: p.plan.last_sequence });
-            }
-        }
-        out.push(Entry::Durable { sequence: self.durable, running_ms: self.running_ms });
-        out.push(Entry::Released { segment: self.released_segment, last_sequence: self.released });
-        out.extend(self.damage.iter().cloned());
-        out
-    }
-}
 
 /// Why a manifest cannot be used. Nothing has been changed.
 #[derive(Debug, thiserror::Error)]
@@ -229,6 +58,8 @@ pub struct Loaded {
     pub stale: Vec<PathBuf>,
     /// Notes of a torn tail: nothing of it was acted upon.
     pub torn: Option<String>,
+    /// Notes of what cannot be read and was never used.
+    pub unused: Option<String>,
 }
 
 /// Reads the newest manifest of `dir`; None when there is none. Read-only.
@@ -277,16 +108,17 @@ pub fn load(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Loaded>, ManifestError> 
     if !witnessed && !v.end.is_multiple_of(BLOCK as u64) {
         return Err(damaged(format!("offset {}: expected the rest of what it was made with, found no record", v.end)));
     }
-    // A block that cannot be read stands as zeros here, and zeros behind the last group would be a clean end.
-    if let Some(block) = bytes.unreadable.iter().find(|b| **b >= v.end) {
-        return Err(damaged(format!("the block at offset {block} cannot be read: an I/O error")));
-    }
     let mut state = ManifestState { next_plan: 1, ..ManifestState::default() };
+    let mut stopped = false;
     for r in v.records.iter().filter(|r| r.kind.numbered()) {
         let p = Scanner::payload(&bytes.bytes, r);
         let bad = |what: String| damaged(format!("record {} at offset {}: {what}", r.sequence, r.offset));
         match r.kind {
-            RecordKind::Entry => state.apply(Entry::decode(p).map_err(|e| bad(e.to_string()))?).map_err(bad)?,
+            RecordKind::Entry => {
+                let e = Entry::decode(p).map_err(|e| bad(e.to_string()))?;
+                stopped = matches!(e, Entry::Durable { .. });
+                state.apply(e).map_err(bad)?;
+            }
             RecordKind::Keys => state.keys.extend(get_keys(p).map_err(|e| bad(e.to_string()))?),
             _ => return Err(bad(format!("a {} record does not belong in a manifest", r.kind.name()))),
         }
@@ -294,13 +126,29 @@ pub fn load(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Loaded>, ManifestError> 
     if v.last_sequence < header.first_sequence {
         return Err(damaged("it holds no entry".into()));
     }
+    // A block that cannot be read stands as zeros here, and zeros behind the last group would be a clean end. A group begins at the end of the
+    // one before: with that block in order, or after a stop, there was none, and what cannot be read was never used.
+    let mut unused = None;
+    if let Some(block) = bytes.unreadable.iter().find(|b| **b >= v.end) {
+        if *block < v.end + BLOCK as u64 && !stopped {
+            return Err(damaged(format!(
+                "the block at offset {block} cannot be read (an I/O error), and the last entries may have been there; copy the directory to \
+                 a disk that can be read, or see `arc wal repair` of a later version"
+            )));
+        }
+        unused =
+            Some(format!("the block at offset {block} of {} cannot be read (an I/O error); it was never used", files::manifest_name(id)));
+    }
     let stale = ids.into_iter().map(|i| dir.join(files::manifest_name(i))).collect();
-    Ok(Some(Loaded { header, path, state, last_sequence: v.last_sequence, end: v.end, stale, torn }))
+    Ok(Some(Loaded { header, path, state, last_sequence: v.last_sequence, end: v.end, stale, torn, unused }))
 }
 
-/// The manifest of an open log.
+/// What an entry for the newest segment takes: one block, one for its mark, and one for a mark that is to be written again.
+const ENTRY_ROOM: u64 = 3 * BLOCK as u64;
+
+/// The file of the manifest. Two write to it: the compactor, through [`Manifest`], and the committer, through [`Acknowledging`].
 #[derive(Debug)]
-pub struct Manifest {
+struct Writer {
     vfs: Arc<dyn Vfs>,
     clock: SharedClock,
     dir: PathBuf,
@@ -312,12 +160,45 @@ pub struct Manifest {
     next: Sequence,
     /// The mark behind the last group was not written whole.
     mark_missing: bool,
-    /// What has been appended, as the next open will see it; `keys` are left out here and given by the caller of a rewrite.
-    pub state: ManifestState,
+    /// INVARIANT(poison-is-final), for both that write here: after a failed write or sync nothing is appended any more.
+    failed: bool,
     /// Length right after the last rewrite.
     base: u64,
+    /// As [`ManifestState::acknowledged`], whoever has written it.
+    acknowledged: Option<SegmentEntry>,
+}
+
+/// The manifest of an open log.
+#[derive(Debug)]
+pub struct Manifest {
+    writer: Arc<Mutex<Writer>>,
+    /// What has been appended, as the next open will see it; `keys` are left out here and given by the caller of a rewrite. What the
+    /// committer says of the newest segment is added by a rewrite.
+    pub state: ManifestState,
     /// Made by an open, which takes over keys that are long dead: worth a rewrite when it is long, or it would grow from start to start.
     opened: bool,
+}
+
+/// The committer's hold on the manifest: it says of each new segment that rows of it are about to be acknowledged.
+#[derive(Clone, Debug)]
+pub struct Acknowledging(Arc<Mutex<Writer>>);
+
+impl Acknowledging {
+    /// Makes sure that there is room for the next entry, before a segment that needs it is activated.
+    ///
+    /// # Errors
+    /// As [`Manifest::append`].
+    pub fn prepare(&self) -> Result<(), AppendFailure> {
+        lock(&self.0).prepare()
+    }
+
+    /// INVARIANT(known-before-ack): records of this segment are durable, and none of them is acknowledged before this has returned.
+    ///
+    /// # Errors
+    /// As [`Manifest::append`].
+    pub fn add(&self, s: SegmentEntry) -> Result<(), AppendFailure> {
+        lock(&self.0).append(&[Entry::Segment(s)], &[], 0)
+    }
 }
 
 impl Manifest {
@@ -334,7 +215,24 @@ impl Manifest {
         state: ManifestState,
         previous: Option<(DeclaredEnd, Vec<PathBuf>)>,
     ) -> io::Result<Self> {
-        Self::make(vfs, clock, dir, log, state, previous).map_err(|(_, e)| e)
+        let (writer, state) = Self::make(vfs, clock, dir, log, state, previous, GROWTH).map_err(|(_, e)| e)?;
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), state, opened: true })
+    }
+
+    /// [`Self::create`] on a full disk: with room for what a start says, and no more.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_short(
+        vfs: Arc<dyn Vfs>,
+        clock: SharedClock,
+        dir: &Path,
+        log: LogId,
+        state: ManifestState,
+        previous: Option<(DeclaredEnd, Vec<PathBuf>)>,
+    ) -> io::Result<Self> {
+        let (writer, state) = Self::make(vfs, clock, dir, log, state, previous, LEAST_GROWTH).map_err(|(_, e)| e)?;
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), state, opened: true })
     }
 
     /// [`Self::create`]; an error says whether the new file may have its final name.
@@ -345,11 +243,13 @@ impl Manifest {
         log: LogId,
         state: ManifestState,
         previous: Option<(DeclaredEnd, Vec<PathBuf>)>,
-    ) -> Result<Self, (bool, io::Error)> {
+        growth: u64,
+    ) -> Result<(Writer, ManifestState), (bool, io::Error)> {
         let id = previous.as_ref().map_or(1, |(p, _)| p.id + 1);
         let first = previous.as_ref().map_or(1, |(p, _)| p.last_sequence + 1);
         let salt = clock.random_u64();
-        let mut state = prune(state);
+        let mut state = state;
+        state.forget_history(HISTORY_BYTES);
         let keys = std::mem::take(&mut state.keys);
         let mut payloads: Vec<(RecordKind, Vec<u8>)> = Vec::new();
         for e in state.snapshot() {
@@ -362,7 +262,7 @@ impl Manifest {
         let base = FILE_HEADER_BYTES as u64;
         let next = put_group(&mut group, &payloads, base, salt, first, first - 1, clock.wall_us());
         let end = base + group.len() as u64;
-        let allocated = (end + GROWTH).next_multiple_of(GROWTH);
+        let allocated = (end + growth).next_multiple_of(growth);
         let header = FileHeader {
             kind: FileKind::Manifest,
             minor: FORMAT_MINOR,
@@ -404,37 +304,61 @@ impl Manifest {
             }
         }
         vfs.sync_dir(dir).map_err(|e| (true, e))?;
-        let mut m = Self {
+        let mut w = Writer {
             vfs,
             clock,
             dir: dir.to_path_buf(),
             file,
             path,
-            header,
             allocated,
+            header,
             end,
             next,
             mark_missing: false,
-            state,
+            failed: false,
             base: end,
-            opened: true,
+            acknowledged: state.acknowledged,
         };
-        m.mark_missing = m.witness().is_err();
-        Ok(m)
+        w.mark_missing = w.witness().is_err();
+        Ok((w, state))
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn path(&self) -> PathBuf {
+        lock(&self.writer).path.clone()
+    }
+
+    /// Bytes of it that hold something: no rewrite makes it longer.
+    pub fn end(&self) -> u64 {
+        lock(&self.writer).end
     }
 
     /// Bytes of the file on disk.
     pub fn allocated(&self) -> u64 {
-        self.allocated
+        lock(&self.writer).allocated
+    }
+
+    /// The newest segment from which rows were acknowledged.
+    pub fn acknowledged(&self) -> Option<SegmentEntry> {
+        lock(&self.writer).acknowledged
+    }
+
+    /// For the committer.
+    pub fn acknowledging(&self) -> Acknowledging {
+        Acknowledging(Arc::clone(&self.writer))
+    }
+
+    /// As [`Acknowledging::prepare`].
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn prepare(&self) -> Result<(), AppendFailure> {
+        lock(&self.writer).prepare()
     }
 
     /// Whether it has grown enough to be worth a [`Self::rewrite`].
     pub fn wants_rewrite(&self) -> bool {
-        self.end > REWRITE_ABOVE && (self.opened || self.end > self.base * 2)
+        let w = lock(&self.writer);
+        w.end > REWRITE_ABOVE && (self.opened || w.end > w.base * 2)
     }
 
     /// Replaces the file by one that holds only the state; `keys` are the live ones through the released sequence.
@@ -443,12 +367,17 @@ impl Manifest {
     /// INVARIANT(one-manifest): once a newer manifest may have its name, nothing is appended to the older one, which the next open
     /// would not read: an error from there on is [`AppendFailure::Fatal`]. With the others this manifest still stands.
     pub fn rewrite(&mut self, keys: Vec<StoredKey>) -> Result<(), AppendFailure> {
-        let old = DeclaredEnd { id: self.header.id, salt: self.header.salt, end: self.end, last_sequence: self.next - 1 };
-        let state = ManifestState { keys, ..self.state.clone() };
-        let previous = Some((old, vec![self.path.clone()]));
-        match Self::make(Arc::clone(&self.vfs), self.clock.clone(), &self.dir, self.header.log, state, previous) {
-            Ok(m) => {
-                *self = Self { opened: false, ..m };
+        // Held to the end: what the committer says meanwhile would stand in a file that nobody reads any more.
+        let mut w = lock(&self.writer);
+        let old = DeclaredEnd { id: w.header.id, salt: w.header.salt, end: w.end, last_sequence: w.next - 1 };
+        let state = ManifestState { keys, acknowledged: w.acknowledged, ..self.state.clone() };
+        let previous = Some((old, vec![w.path.clone()]));
+        match Self::make(Arc::clone(&w.vfs), w.clock.clone(), &w.dir, w.header.log, state, previous, GROWTH) {
+            Ok((new, state)) => {
+                *w = new;
+                drop(w);
+                self.state = state;
+                self.opened = false;
                 Ok(())
             }
             Err((true, e)) => Err(AppendFailure::Fatal(e)),
@@ -462,6 +391,44 @@ impl Manifest {
     /// # Errors
     /// `NoSpace` leaves the manifest as it was and may be retried. Any other error is final: see [`AppendFailure`].
     pub fn append(&mut self, entries: Vec<Entry>, keys: &[StoredKey]) -> Result<(), AppendFailure> {
+        lock(&self.writer).append(&entries, keys, ENTRY_ROOM)?;
+        for e in entries {
+            self.state.apply(e).map_err(|e| AppendFailure::Fatal(io::Error::other(e)))?;
+        }
+        Ok(())
+    }
+}
+
+impl Writer {
+    fn prepare(&mut self) -> Result<(), AppendFailure> {
+        self.make_room(self.end + ENTRY_ROOM)
+    }
+
+    /// Makes the file long enough to hold `needed` bytes.
+    fn make_room(&mut self, needed: u64) -> Result<(), AppendFailure> {
+        if needed <= self.allocated {
+            return Ok(());
+        }
+        let to = (needed + GROWTH).next_multiple_of(GROWTH);
+        match self.file.allocate(to).and_then(|()| self.file.sync(SyncMode::Full)) {
+            Ok(()) => self.allocated = to,
+            Err(e) if is_no_space(&e) => return Err(AppendFailure::NoSpace(e)),
+            Err(e) => return Err(AppendFailure::Fatal(e)),
+        }
+        Ok(())
+    }
+
+    /// Appends one synced group and leaves room for `spare` more bytes.
+    fn append(&mut self, entries: &[Entry], keys: &[StoredKey], spare: u64) -> Result<(), AppendFailure> {
+        if self.failed {
+            return Err(AppendFailure::Fatal(io::Error::other("an earlier write to it failed")));
+        }
+        let appended = self.append_group(entries, keys, spare);
+        self.failed = matches!(appended, Err(AppendFailure::Fatal(_)));
+        appended
+    }
+
+    fn append_group(&mut self, entries: &[Entry], keys: &[StoredKey], spare: u64) -> Result<(), AppendFailure> {
         if self.mark_missing {
             // INVARIANT(block-aligned-groups): part of it may be in its block, and the sync of a growth would cover that.
             self.witness().map_err(|e| if is_no_space(&e) { AppendFailure::NoSpace(e) } else { AppendFailure::Fatal(e) })?;
@@ -471,28 +438,22 @@ impl Manifest {
         for chunk in keys.chunks(KEYS_PER_RECORD) {
             payloads.push((RecordKind::Keys, put_keys(chunk)));
         }
-        for e in &entries {
+        for e in entries {
             payloads.push((RecordKind::Entry, e.encode().map_err(|e| AppendFailure::Fatal(io::Error::other(e)))?));
         }
         let mut group = Vec::new();
         let next = put_group(&mut group, &payloads, self.end, self.header.salt, self.next, self.next - 1, self.clock.wall_us());
         let end = self.end + group.len() as u64;
         // Room for the witness as well.
-        let needed = end + BLOCK as u64;
-        if needed > self.allocated {
-            let to = (needed + GROWTH).next_multiple_of(GROWTH);
-            match self.file.allocate(to).and_then(|()| self.file.sync(SyncMode::Full)) {
-                Ok(()) => self.allocated = to,
-                Err(e) if is_no_space(&e) => return Err(AppendFailure::NoSpace(e)),
-                Err(e) => return Err(AppendFailure::Fatal(e)),
-            }
-        }
+        self.make_room(end + BLOCK as u64 + spare)?;
         self.file.write_all_at(&[&group], self.end).map_err(AppendFailure::Fatal)?;
         self.file.sync(SyncMode::Data).map_err(AppendFailure::Fatal)?;
         self.end = end;
         self.next = next;
         for e in entries {
-            self.state.apply(e).map_err(|e| AppendFailure::Fatal(io::Error::other(e)))?;
+            if let Entry::Segment(s) = e {
+                self.acknowledged = Some(*s);
+            }
         }
         self.mark_missing = self.witness().is_err();
         Ok(())
@@ -520,22 +481,6 @@ impl Manifest {
         self.end += b.len() as u64;
         Ok(())
     }
-}
-
-/// Drops what a rewritten manifest need not say again: shipped plans beyond the newest, unless an output of theirs is deferred.
-fn prune(mut s: ManifestState) -> ManifestState {
-    let mut kept = 0usize;
-    let mut drop = Vec::new();
-    for (k, p) in s.plans.iter().rev() {
-        kept += p.plan.outputs.len();
-        if p.shipped && kept > KEEP_SHIPPED_OUTPUTS && s.deferred.range((*k, 0)..=(*k, u32::MAX)).next().is_none() {
-            drop.push(*k);
-        }
-    }
-    for k in drop {
-        s.plans.remove(&k);
-    }
-    s
 }
 
 /// Why an append failed.

@@ -17,6 +17,7 @@ pub mod prealloc;
 pub mod queue;
 pub mod reader;
 pub mod recover;
+pub mod reserve;
 pub mod shared;
 pub mod side;
 pub mod start;

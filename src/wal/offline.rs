@@ -72,9 +72,8 @@ pub fn give_up(vfs: &Arc<dyn Vfs>, clock: &SharedClock, dir: &Path, name: &str) 
     edit(vfs, clock, dir, |state| {
         let key = files::parse_deferred(name).filter(|k| state.deferred.contains_key(k));
         let known = key.and_then(|(plan, n)| {
-            let p = &state.plans.get(&plan)?.plan;
-            let o = p.outputs.get(n as usize)?.clone();
-            Some((plan, n, p.schemas.get(o.schema as usize)?.table.clone(), o))
+            let (file, schema) = state.deferred_file(plan, n)?;
+            Some((plan, n, schema.table.clone(), file.clone()))
         });
         let Some((plan, output, table, o)) = known else {
             return Err(OpenError::Refused(format!(

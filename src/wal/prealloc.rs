@@ -153,13 +153,16 @@ impl Preallocator {
         }
     }
 
-    /// Removes all pooled files, for their blocks.
-    pub fn empty_pool(&self) {
+    /// Removes all pooled files, for their blocks; returns their bytes.
+    pub fn empty_pool(&self) -> u64 {
         let mut s = lock(&self.state);
-        for (p, len) in std::mem::take(&mut s.pool) {
+        let pool = std::mem::take(&mut s.pool);
+        let bytes = pool.iter().map(|p| p.1).sum();
+        for (p, len) in pool {
             self.discard(&mut s, p, len);
         }
         self.publish(&s);
+        bytes
     }
 
     /// The length of the spare that is to be prepared.

@@ -3,26 +3,30 @@
 //! [`inspect`] touches nothing and is what the tools use as well; [`open`] acts on its report. The decision table is in
 //! `wal-format.md` and implemented by `format::scan::judge` (places within a file) and [`inspect`] (files).
 
+pub(super) mod list;
+
 use std::any::Any;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::list::{Listed, list_segments};
 use super::aside::{damage_entry, is_damaged, is_same_damage, keep_segment, report_findings, set_aside};
 use super::by_content;
 use super::commit::{Activation, Active, Committer, activate};
 use super::files;
 use super::manifest::{Loaded, Manifest, ManifestError, ManifestState, load, put_group};
 use super::prealloc::{Preallocator, Spare};
-use super::reader::{FileBytes, header_of, read_file, read_header, salt_without_header, scan, scan_growing, unexplained};
+use super::reader::{FileBytes, header_of, read_file, salt_without_header, scan, scan_growing, unexplained};
+use super::reserve::{ensure_reserve, reserve_length, spend_reserve};
 use super::shared::{LogSettings, Received, SealedSegment, Shared, Watermarks, lock};
 pub use super::start::{Examined, OpenedLog, holds_log, open};
 use crate::clock::SharedClock;
-use crate::format::file_header::{DeclaredEnd, FORMAT_MINOR, FileHeader, FileKind, HeaderError};
-use crate::format::manifest::Entry;
+use crate::format::file_header::{DeclaredEnd, ENTRIES_OF_1_1, FORMAT_MINOR, FileKind};
+use crate::format::manifest::{Entry, SegmentEntry};
 use crate::format::record::{RecordHeader, RecordKind};
-use crate::format::scan::{Finding, Known, Label, Scanner, Verdict};
+use crate::format::scan::{Finding, Found, Known, Label, Scanner, Verdict};
 use crate::limits::{BLOCK, FILE_HEADER_BYTES};
 use crate::metrics::Metrics;
 use crate::types::{LogId, Sequence};
@@ -68,6 +72,8 @@ pub struct Report {
     pub findings: Vec<SegmentFinding>,
     /// Why a server would refuse to start here: it needs a decision by a person.
     pub refusals: Vec<String>,
+    /// What is not as it should be, although the manifest shows that nothing is missing.
+    pub notes: Vec<String>,
     /// The highest sequence that a recovery would keep.
     pub through: Sequence,
     /// F of the newest segment.
@@ -77,6 +83,10 @@ pub struct Report {
     pub state: ManifestState,
     stale_manifests: Vec<PathBuf>,
     newest: Option<Newest>,
+    /// The manifest names every segment from which rows were acknowledged: it is of 1.1.
+    names_acknowledged: bool,
+    /// A file with a segment's name that is none and that nothing was acknowledged from: id, path.
+    garbage: Option<(u64, PathBuf)>,
 }
 
 #[derive(Clone, Debug)]
@@ -141,13 +151,6 @@ pub struct Progress {
     pub bytes_total: u64,
 }
 
-pub(super) struct Listed {
-    pub(super) id: u64,
-    pub(super) path: PathBuf,
-    pub(super) len: u64,
-    pub(super) header: Result<FileHeader, String>,
-}
-
 /// Looks at the whole log and calls `visit` for every write record that a recovery would keep. Read-only.
 ///
 /// # Errors
@@ -175,14 +178,17 @@ pub fn inspect_from(
     let mut report = Report::default();
     let mut manifest_floor = 0;
     match load(vfs, dir) {
-        Ok(Some(Loaded { header, path, state, last_sequence, end, stale, torn })) => {
+        Ok(Some(Loaded { header, path, state, last_sequence, end, stale, torn, unused })) => {
             report.log = Some(header.log);
+            report.notes.extend(unused);
+            report.names_acknowledged = header.incompatible & ENTRIES_OF_1_1 != 0;
             report.manifest = Some(ManifestSummary { path, id: header.id, salt: header.salt, end, last_sequence, torn });
             manifest_floor = state
                 .durable
                 .max(state.released)
                 .max(state.plans.values().map(|p| p.plan.last_sequence).max().unwrap_or(0))
-                .max(state.shipped);
+                .max(state.shipped)
+                .max(state.acknowledged.map_or(0, |s| s.durable));
             report.state = state;
             report.stale_manifests = stale;
         }
@@ -248,97 +254,6 @@ pub fn inspect_from(
     Ok(report)
 }
 
-/// Whether a header belongs to this log and to its file's name; if not, that is a refusal.
-fn is_ours(report: &mut Report, h: &FileHeader, id: u64, path: &Path) -> bool {
-    let log = *report.log.get_or_insert(h.log);
-    if log != h.log {
-        report.refusals.push(format!(
-            "{}: belongs to log {}, this directory is log {log}: expected one log in a directory; move the foreign files away",
-            path.display(),
-            h.log
-        ));
-    } else if h.id != id {
-        report.refusals.push(format!(
-            "{}: its header says segment {}, its name says {id}: expected equal; put the file back under its own name, {}",
-            path.display(),
-            h.id,
-            files::segment_name(h.id)
-        ));
-    } else {
-        return true;
-    }
-    false
-}
-
-fn list_segments(vfs: &dyn Vfs, dir: &Path, report: &mut Report) -> io::Result<Vec<Listed>> {
-    let mut listed = Vec::new();
-    for e in vfs.list(dir)? {
-        let Some(id) = files::parse_segment(&e.name) else { continue };
-        let path = dir.join(&e.name);
-        if !e.is_file {
-            report.refusals.push(format!(
-                "{}: expected a file, this is a directory, a pipe or a device; move it away and restore the segment from a copy",
-                path.display()
-            ));
-            continue;
-        }
-        let (len, header) = match read_header(vfs, &path, FileKind::Segment) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            x => x?,
-        };
-        if id <= report.state.released_segment {
-            // Left over from a release that a crash cut short. Only what is surely that may be removed.
-            let label = if header.as_ref().is_ok_and(|(h, _)| is_ours(report, h, id, &path)) { "released" } else { "leftover" };
-            let salt = header.map_or(0, |h| h.0.salt);
-            report.segments.push(SegmentReport::unread(id, path, len, salt, 1, label));
-            continue;
-        }
-        let header = match header {
-            Ok((h, _)) => {
-                is_ours(report, &h, id, &path);
-                Ok(h)
-            }
-            Err([a, b]) => {
-                if let Some(newer) = [a, b].iter().find(|e| matches!(e, HeaderError::Version { .. } | HeaderError::Features(_))) {
-                    report.refusals.push(format!("{}: {newer}", path.display()));
-                }
-                Err(format!("{a}; second copy: {b}"))
-            }
-        };
-        listed.push(Listed { id, path, len, header });
-    }
-    let newest = listed.last().map_or(0, |l| l.id);
-    if report.manifest.is_none() && !listed.is_empty() && report.refusals.is_empty() {
-        report.refusals.push(format!(
-            "{}: {} segments and no manifest: without it rows that are in Parquet already could be doubled; restore the manifest from a copy",
-            dir.display(),
-            listed.len()
-        ));
-    }
-    if newest < report.state.newest_segment {
-        report.refusals.push(format!(
-            "{}: the manifest knows segment {}, the newest found is {newest}: expected every segment from {} to {}; restore the missing files",
-            dir.display(),
-            report.state.newest_segment,
-            files::segment_name(report.state.released_segment + 1),
-            files::segment_name(report.state.newest_segment)
-        ));
-    }
-    let mut expected = report.state.released_segment + 1;
-    for l in &listed {
-        if l.id > expected && report.manifest.is_some() {
-            report.refusals.push(format!(
-                "{}: {} missing before {}: expected every segment from the released ones on; restore what is missing",
-                dir.display(),
-                by_content::missing_files(expected, l.id - 1),
-                files::segment_name(l.id)
-            ));
-        }
-        expected = l.id + 1;
-    }
-    Ok(listed)
-}
-
 #[allow(clippy::too_many_arguments)]
 fn judge_segment(
     report: &mut Report,
@@ -353,8 +268,9 @@ fn judge_segment(
     let (salt, first) = match &l.header {
         Ok(h) => (h.salt, h.first_sequence),
         Err(why) => {
-            let salt = declared.map(|d| d.salt).or_else(|| salt_without_header(bytes));
-            let first = next.unwrap_or(report.state.released + 1);
+            let known = report.state.acknowledged.filter(|s| s.segment == l.id);
+            let salt = declared.map(|d| d.salt).or(known.map(|s| s.salt)).or_else(|| salt_without_header(bytes));
+            let first = next.or(known.map(|s| s.first_sequence)).unwrap_or(report.state.released + 1);
             report.findings.push(SegmentFinding {
                 segment: l.id,
                 finding: Finding {
@@ -366,6 +282,20 @@ fn judge_segment(
                     found: why.clone(),
                 },
             });
+            // With neither a header nor a record nothing says how much there was.
+            if let Some(s) = known
+                && declared.is_none()
+                && !Scanner::new(&bytes.bytes, s.salt, FILE_HEADER_BYTES as u64, l.len).any(|f| matches!(f, Found::Record(_)))
+            {
+                report.refusals.push(format!(
+                    "{}: no header and no record is left ({why}); sequences {} to {} at least were acknowledged from it: restore it from a \
+                     copy, or see `arc wal repair` of a later version",
+                    l.path.display(),
+                    s.first_sequence,
+                    s.durable
+                ));
+                return Ok(next);
+            }
             let Some(salt) = salt else {
                 report.refusals.push(format!(
                     "{}: both header copies are bad ({why}) and no record tells its generation: what it held is not known; restore it from a copy",
@@ -550,12 +480,22 @@ pub(super) fn act(
     let log = report.log.unwrap_or_else(|| clock.random_id());
     let mut state = std::mem::take(&mut report.state);
     state.epoch += 1;
+    state.limits = settings.limits.or(state.limits);
     for f in report.findings.iter().filter(|f| f.finding.label.is_damage()) {
         let e = damage_entry(f.segment, &f.finding);
         if !state.damage.iter().any(|d| is_same_damage(d, &e)) {
             state.damage.push(e);
             metrics.wal_damage_findings_total.increment(1);
         }
+    }
+    // From here on the manifest is one that names every segment from which rows were acknowledged.
+    if let Some(s) = report.segments.last().filter(|s| s.last_sequence >= s.first_sequence && s.first_sequence > 0) {
+        state.know(SegmentEntry {
+            segment: s.id,
+            salt: s.salt,
+            first_sequence: s.first_sequence,
+            durable: s.last_sequence.min(report.floor),
+        });
     }
     report.state = state.clone();
     let epoch = state.epoch;
@@ -565,15 +505,20 @@ pub(super) fn act(
         (DeclaredEnd { id: m.id, salt: m.salt, end: m.end, last_sequence: m.last_sequence }, old)
     });
     let reserve = dir.join(files::RESERVE);
-    let make = |previous| Manifest::create(Arc::clone(vfs), clock.clone(), &dir, log, state.clone(), previous);
-    let mut manifest = match make(previous.clone()) {
-        Err(e) if is_no_space(&e) => {
-            spend_reserve(&**vfs, &reserve, 0);
-            make(previous)
-        }
-        x => x,
+    let make = |state: &ManifestState, previous| Manifest::create(Arc::clone(vfs), clock.clone(), &dir, log, state.clone(), previous);
+    let mut made = make(&state, previous.clone());
+    if made.as_ref().is_err_and(is_no_space) {
+        spend_reserve(&**vfs, &reserve, 0);
+        made = make(&state, previous.clone());
     }
-    .map_err(at(format!("{}: writing a new manifest", dir.display())))?;
+    if made.as_ref().is_err_and(is_no_space) {
+        tracing::warn!(
+            "the disk is full: the new manifest forgets the files of shipped plans, which `arc wal verify --lake` then cannot check"
+        );
+        state.forget_history(0);
+        made = Manifest::create_short(Arc::clone(vfs), clock.clone(), &dir, log, state.clone(), previous);
+    }
+    let mut manifest = made.map_err(at(format!("{}: writing a new manifest", dir.display())))?;
     // Only now: the release that was read may have stood in the page cache alone.
     for s in released {
         let gone = match is_damaged(&state.damage, s.id) {
@@ -581,6 +526,11 @@ pub(super) fn act(
             false => vfs.remove(&s.path),
         };
         gone.map_err(at(s.path.display().to_string()))?;
+    }
+
+    if let Some((id, path)) = &report.garbage {
+        let to = dir.join(files::SIDE).join(files::garbage_name(*id));
+        vfs.rename(path, &to).and_then(|()| vfs.sync_dir(&dir.join(files::SIDE))).map_err(at(path.display().to_string()))?;
     }
 
     let next_sequence = report.through + 1;
@@ -597,7 +547,14 @@ pub(super) fn act(
     let first = tail.first().map_or(next_sequence, |(h, _)| h.sequence);
     let activation = Activation {
         log,
-        id: last_report.as_ref().map_or(report.state.released_segment, |s| s.id) + 1,
+        // A number that was ever given out is not given out again.
+        id: again.as_ref().map_or_else(
+            || {
+                let last = last_report.as_ref().map_or(report.state.released_segment, |s| s.id);
+                last.max(report.state.newest_segment).max(report.garbage.as_ref().map_or(0, |(id, _)| *id)) + 1
+            },
+            |s| s.id,
+        ),
         salt: again.as_ref().map_or_else(|| clock.random_u64(), |s| s.salt),
         epoch,
         first_sequence: first,
@@ -656,12 +613,17 @@ pub(super) fn act(
     }
     .map_err(at(format!("{}: activating segment {}", dir.display(), activation.id)))?;
     let opened = Entry::Opened { epoch, running_ms: report.state.running_ms, segment: activation.id };
+    // What was copied may have been acknowledged before.
+    let known = !tail.is_empty();
+    let copied = SegmentEntry { segment: activation.id, salt: activation.salt, first_sequence: first, durable: report.through };
+    let entries = std::iter::once(opened).chain(known.then_some(Entry::Segment(copied))).collect();
     manifest
-        .append(vec![opened], &[])
+        .append(entries, &[])
         .map_err(|e| OpenError::Io { what: dir.display().to_string(), source: io::Error::other(e.to_string()) })?;
 
     // Also after it has been spent here: the next start may need as much again.
-    let reserve_spent = !ensure_reserve(&**vfs, &dir, settings.reserve).map_err(at(reserve.display().to_string()))?;
+    let reserve_spent =
+        !ensure_reserve(&**vfs, &dir, reserve_length(settings.reserve, manifest.end())).map_err(at(reserve.display().to_string()))?;
     let writer = Arc::clone(&spare.file).appender(settings.engine, settings.sync).map_err(at(path.display().to_string()))?;
     let (now, wall_us) = (clock.monotonic(), clock.wall_us());
     let received = |us: i64| Received::earlier(us, wall_us, now);
@@ -675,6 +637,7 @@ pub(super) fn act(
         writer,
         oldest: tail.iter().map(|(h, _)| h.receive_time_us).min().map(received),
         unmarked_since: (!tail.is_empty()).then_some(now),
+        known,
         failed: false,
     };
     let marks = Watermarks {
@@ -706,7 +669,8 @@ pub(super) fn act(
         shared.recount(&s);
     }
     let prealloc = Preallocator::new(Arc::clone(vfs), Arc::clone(&shared));
-    let committer = Committer::new(Arc::clone(&shared), Arc::clone(vfs), Arc::clone(&prealloc), active, epoch, next_sequence);
+    let committer =
+        Committer::new(Arc::clone(&shared), Arc::clone(vfs), Arc::clone(&prealloc), manifest.acknowledging(), active, epoch, next_sequence);
     Ok(OpenedLog { shared, manifest, committer, prealloc, report, lock: held })
 }
 
@@ -737,57 +701,4 @@ pub(crate) fn clear_scratch(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
     }
     vfs.sync_dir(&pool)?;
     vfs.sync_dir(dir)
-}
-
-/// What the drain leaves of the reserve beyond the manifest's size: a start on a full disk takes it, for a new manifest and a
-/// small segment.
-pub const START_RESERVE: u64 = 2 << 20;
-/// Less than this is of no use to a start.
-const LEAST_RESERVE: u64 = 512 << 10;
-
-/// Gives the reserve's blocks back to the filesystem, all but `keep` bytes.
-pub fn spend_reserve(vfs: &dyn Vfs, reserve: &Path, keep: u64) {
-    let spent = if keep == 0 {
-        vfs.remove(reserve)
-    } else {
-        vfs.open(reserve, true).and_then(|f| if f.len()? > keep { f.set_len(keep) } else { Ok(()) })
-    };
-    if spent.is_ok() {
-        tracing::warn!(kept_bytes = keep, "the disk is full: the reserve is spent");
-    }
-}
-
-/// Makes the reserve whole; false when there is no room for it. What there is of it is kept, and where there is nothing, as much
-/// as a start needs is tried.
-///
-/// # Errors
-/// Of the filesystem, other than a full disk.
-pub fn ensure_reserve(vfs: &dyn Vfs, dir: &Path, len: u64) -> io::Result<bool> {
-    let path = dir.join(files::RESERVE);
-    let f = match vfs.open(&path, true) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound && len == 0 => return Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => vfs.create_new(&path),
-        x => x,
-    };
-    let f = match f {
-        Err(e) if is_no_space(&e) => return Ok(false),
-        x => x?,
-    };
-    let have = f.len()?;
-    if have > len {
-        f.set_len(len)?;
-    }
-    if have >= len {
-        return Ok(true);
-    }
-    let mut want = len;
-    while want > have && (want == len || want >= LEAST_RESERVE) {
-        match f.allocate(want).and_then(|()| f.sync(SyncMode::Full)).and_then(|()| vfs.sync_dir(dir)) {
-            Ok(()) => return Ok(want == len),
-            Err(e) if is_no_space(&e) => f.set_len(have)?,
-            Err(e) => return Err(e),
-        }
-        want = if want > 2 * START_RESERVE { 2 * START_RESERVE } else { want.saturating_sub(LEAST_RESERVE) };
-    }
-    Ok(false)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::clock::SharedClock;
 use crate::error::{Reason, RequestError};
+use crate::format::manifest::NodeLimits;
 use crate::metrics::{Metrics, SegmentState};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -115,6 +116,8 @@ pub struct LogSettings {
     /// Bytes of records that may wait for the committer.
     pub queue_bytes: usize,
     pub set_aside_damage: bool,
+    /// Recorded in the manifest when the log is opened; None leaves what is there.
+    pub limits: Option<NodeLimits>,
 }
 
 impl LogSettings {

@@ -28,6 +28,7 @@ pub(crate) fn settings(dir: &Path, data: u64, engine: Engine) -> LogSettings {
         mark_delay: Duration::from_millis(5),
         queue_bytes: 1 << 20,
         set_aside_damage: true,
+        limits: None,
     }
 }
 

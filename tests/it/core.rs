@@ -15,7 +15,7 @@ use arc_ingest::compact::Layout;
 use arc_ingest::compact::control::Control;
 use arc_ingest::compact::plan::{Bounds, MAX_CHUNKS, MAX_SLICES, PlanSettings};
 use arc_ingest::compact::worker::{Compactor, PATIENCE, Settings, Work};
-use arc_ingest::format::manifest::PlanWriter;
+use arc_ingest::format::manifest::{PlanWriter, TableEntry};
 use arc_ingest::format::payload::{EncodedRecord, KeyEntry, PayloadView, encode};
 use arc_ingest::idempotency::Keys;
 use arc_ingest::metrics::Metrics;
@@ -235,6 +235,7 @@ pub fn settings(data: u64) -> LogSettings {
         mark_delay: Duration::from_millis(50),
         queue_bytes: 64 << 20,
         set_aside_damage: true,
+        limits: None,
     }
 }
 
@@ -432,6 +433,16 @@ impl Core {
             self.settle();
             self.compactor.as_mut().unwrap().step();
         }
+    }
+
+    /// Bytes of the manifest that hold something.
+    pub fn manifest_end(&self) -> u64 {
+        self.compactor.as_ref().unwrap().manifest_end()
+    }
+
+    /// The catalog holds these tables.
+    pub fn define(&self, tables: &[TableEntry]) {
+        self.catalog.restore(tables).unwrap();
     }
 
     /// A stop in good order.

@@ -71,7 +71,7 @@ fn what_a_killed_node_left_is_in_parquet_and_it_may_come_back() {
     assert_eq!(shipped(&place), [0, 1, 2, 3, 4, 5]);
     is_empty(&place.wal());
     let reserve = std::fs::metadata(place.wal().join("reserve")).unwrap().len();
-    assert_eq!(reserve, 64 << 10, "the reserve is the node's");
+    assert!((256 << 10..=512 << 10).contains(&reserve), "{reserve}: the reserve is the node's, as long as its manifest needs it");
     let names = lake::names(&place.lake());
     assert!(names.iter().all(|n| n.contains(log.as_str().unwrap())), "{names:?}");
 

@@ -96,7 +96,7 @@ fn a_released_segment_that_came_back_is_removed_or_left_alone() {
 fn state(r: &Report) -> String {
     let s = &r.state;
     let mut out = format!(
-        "{} {} {} {} {} {} {:?} {:?} {} {:?} {:?} {}",
+        "{} {} {} {} {} {} {:?} {:?} {} {:?} {:?} {:?}",
         s.epoch,
         s.running_ms,
         s.next_plan,
@@ -106,9 +106,9 @@ fn state(r: &Report) -> String {
         s.tables,
         s.keys,
         s.durable,
-        s.deferred,
+        (&s.deferred, &s.waiting),
         s.damage,
-        s.newest_segment
+        (s.newest_segment, s.acknowledged)
     );
     for p in s.plans.values() {
         let intents: BTreeMap<_, _> = p.intents.iter().collect();

@@ -155,7 +155,7 @@ fn build_with(left: Left, seed: u64) -> Log {
     assert_eq!(s.released, released_through);
     assert_eq!((s.plans.len(), s.open_plan().is_some()), (2, true));
     let planned = s.plans.values().map(|p| p.plan.last_sequence).max().unwrap();
-    let manifest_floor = s.durable.max(planned);
+    let manifest_floor = s.durable.max(planned).max(s.acknowledged.map_or(0, |a| a.durable));
     let manifest = Layout::of(path.clone(), vfs.get(&path));
     let (released, acked): (BTreeMap<_, _>, BTreeMap<_, _>) = log.into_iter().partition(|(s, _)| *s <= released_through);
     let segments = segments_of(&vfs);

@@ -115,7 +115,7 @@ pub struct Judged {
     /// Numbered records that are kept.
     pub kept: Vec<Sequence>,
     pub last: Sequence,
-    /// Nothing tells the generation: the log is refused.
+    /// Neither a header nor a record is left: the log is refused.
     pub lost: bool,
 }
 
@@ -127,8 +127,8 @@ pub fn judge(l: &Layout, now: &[u8], known: Sequence, declared: Option<(usize, S
     let mut j = Judged { last: l.first - 1, ..Judged::default() };
     if !l.has_header(now) {
         j.findings.push(("damaged", 0, DATA as u64, None));
-        let told = l.records.iter().any(|r| r.at.is_multiple_of(BLOCK) && l.same(now, r.at, r.at + HEADER));
-        j.lost = declared.is_none() && !told;
+        // The manifest names the newest segment, with its salt: any record of it that is left tells that this is it.
+        j.lost = declared.is_none() && there.is_empty();
     } else if now.len() < l.clean.len() {
         j.findings.push(("damaged", now.len() as u64, l.clean.len() as u64, None));
     }

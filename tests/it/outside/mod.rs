@@ -6,6 +6,7 @@ mod damage;
 mod decode;
 mod http;
 mod lake;
+mod manifest;
 mod process;
 mod readers;
 mod settings;
@@ -25,8 +26,18 @@ pub(super) struct Case {
     pub(super) tests: &'static [(&'static str, &'static str)],
 }
 
-const AREAS: &[&[Case]] =
-    &[build::CASES, damage::CASES, decode::CASES, http::CASES, lake::CASES, process::CASES, readers::CASES, settings::CASES, store::CASES];
+const AREAS: &[&[Case]] = &[
+    build::CASES,
+    damage::CASES,
+    decode::CASES,
+    http::CASES,
+    lake::CASES,
+    manifest::CASES,
+    process::CASES,
+    readers::CASES,
+    settings::CASES,
+    store::CASES,
+];
 
 #[test]
 fn every_case_names_tests_that_exist() {

@@ -88,6 +88,7 @@ impl Machine {
                 mark_delay: Duration::from_millis(50),
                 queue_bytes: 4 << 20,
                 set_aside_damage: true,
+                limits: None,
             },
             compact: CompactSettings {
                 trigger_size: self.trigger_size,

@@ -52,7 +52,7 @@ pub(super) fn is_announced(disk: &SimDisk, there: &dyn Fn(&str) -> bool, name: &
         return Err(format!("{name} is put, and the durable manifest has no plan for it"));
     };
     let sha256 = sha256(bytes);
-    let intents = plan.intents.get(&n).map(Vec::as_slice).unwrap_or_default();
+    let intents = loaded.state.intents_of(plan.plan.plan, n);
     if !intents.iter().any(|f| f.length == bytes.len() as u64 && f.sha256 == sha256) {
         return Err(format!("{name} is put with {} bytes, {sha256}; the durable manifest has the intents {intents:?}", bytes.len()));
     }
