@@ -211,7 +211,7 @@ fn after_a_failed_sync_every_waiter_hears_and_nothing_is_acknowledged() {
             if call == DiskCall::Write {
                 written.insert(path.to_owned());
             }
-            // Spares that are being prepared are not written to; the manifest is not in question here.
+            // Spares that are being prepared are not written to. The manifest is: its sync comes before the first answer of a segment.
             let counts = call == DiskCall::Sync && written.contains(path);
             left -= i32::from(counts);
             (counts && left < 0).then_some(libc::EIO)
