@@ -145,7 +145,7 @@ fn long_values_end_row_groups_before_they_are_taken() {
 #[test]
 fn distinct_strings_out_of_order_are_sorted_with_their_rows() {
     let mut log = Log::default();
-    let row = |i: usize| (i % 3 > 0).then(|| format!("value {i} {}", "y".repeat(i % 50)));
+    let row = |i: usize| (!i.is_multiple_of(3)).then(|| format!("value {i} {}", "y".repeat(i % 50)));
     let n = 3000usize;
     // Sent backwards, every third row NULL.
     let sent: Vec<usize> = (0..n).rev().collect();
@@ -163,7 +163,7 @@ fn distinct_strings_out_of_order_are_sorted_with_their_rows() {
 /// Pages of long values end within a group of eight rows, with NULLs on both sides of their ends.
 #[test]
 fn long_values_between_nulls_are_read_back() {
-    let row = |i: usize| (i % 5 != 1).then(|| format!("{i}").repeat(if i % 3 == 0 { 300_000 } else { 7 }));
+    let row = |i: usize| (i % 5 != 1).then(|| format!("{i}").repeat(if i.is_multiple_of(3) { 300_000 } else { 7 }));
     let n = 45usize;
     let v: Vec<String> = (0..n).map(|i| row(i).unwrap_or_default()).collect();
     let valid: Vec<bool> = (0..n).map(|i| row(i).is_some()).collect();
