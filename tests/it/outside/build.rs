@@ -1,6 +1,5 @@
 //! Builds of Parquet files: their memory, their threads, and what they do when one of them keeps failing.
 
-
 use super::super::lake;
 use super::super::server::{Place, Server};
 use super::Case;
