@@ -105,8 +105,10 @@ pub fn dump(vfs: &dyn Vfs, dir: &Path, options: &DumpOptions, out: &mut dyn Writ
         error: None,
         ended: options.limit == Some(0),
     };
+    // Before anything else: it says when this is no log.
+    entries(vfs, dir)?;
     d.look_outside()?;
-    let mut damage: Vec<String> = Vec::new();
+    let (mut damage, mut seen_before): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
     let mut refusals: Vec<String> = Vec::new();
     for look in 0..MOST_LOOKS {
         entries(vfs, dir)?;
@@ -123,6 +125,7 @@ pub fn dump(vfs: &dyn Vfs, dir: &Path, options: &DumpOptions, out: &mut dyn Writ
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && !d.believe_all => {}
             Err(e) => return Err(ToolError::io(dir.display().to_string())(e)),
             Ok(r) => {
+                let mut seen = Vec::new();
                 for f in r.findings.iter().filter(|f| f.finding.label.is_damage()) {
                     let x = &f.finding;
                     let text = format!(
@@ -135,10 +138,13 @@ pub fn dump(vfs: &dyn Vfs, dir: &Path, options: &DumpOptions, out: &mut dyn Writ
                         x.found,
                         x.missing_text()
                     );
-                    if !damage.contains(&text) {
-                        damage.push(text);
+                    // What a look finds whose list of files was refused may come of a release during it.
+                    if !damage.contains(&text) && (r.refusals.is_empty() || seen_before.contains(&text)) {
+                        damage.push(text.clone());
                     }
+                    seen.push(text);
                 }
+                seen_before = seen;
                 d.missing = r.findings.iter().filter_map(|f| f.finding.missing).collect();
                 // Refusals too are believed only when two looks share them.
                 let first = std::mem::replace(&mut refusals, r.refusals);

@@ -64,7 +64,8 @@ pub(crate) fn reopen(s: LogSettings) -> Result<(OpenedLog, Vec<(Sequence, i64)>)
 pub(crate) struct Running {
     appender: Appender,
     pub(crate) log: Arc<super::Shared>,
-    committer: Option<std::thread::JoinHandle<()>>,
+    /// Committer and preallocator.
+    threads: Vec<std::thread::JoinHandle<()>>,
     pub(crate) prealloc: Arc<super::prealloc::Preallocator>,
     pub(crate) manifest: Mutex<super::manifest::Manifest>,
     _lock: Box<dyn std::any::Any + Send + Sync>,
@@ -74,11 +75,11 @@ impl Running {
     pub(crate) fn start(o: OpenedLog) -> Self {
         let committer = o.committer;
         let p = Arc::clone(&o.prealloc);
-        std::thread::spawn(move || p.run());
+        let threads = vec![std::thread::spawn(move || committer.run()), std::thread::spawn(move || p.run())];
         Self {
             appender: Appender::new(Arc::clone(&o.shared)),
             log: o.shared,
-            committer: Some(std::thread::spawn(move || committer.run())),
+            threads,
             prealloc: o.prealloc,
             manifest: Mutex::new(o.manifest),
             _lock: o.lock,
@@ -99,6 +100,9 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.prealloc.stop();
         self.log.close_queue();
-        self.committer.take().unwrap().join().unwrap();
+        // Nothing of the log changes after this.
+        for t in self.threads.drain(..) {
+            t.join().unwrap();
+        }
     }
 }

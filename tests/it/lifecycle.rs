@@ -246,7 +246,7 @@ fn a_log_without_its_manifest_is_refused() {
     assert_eq!(code, Some(3), "{log}");
     assert!(log.contains("manifest"), "{log}");
     assert_eq!(contents(&place.wal()), before);
-    assert!(lake::names(&place.lake()).is_empty());
+    assert!(lake::names(&place.lake()).iter().all(|name| name.starts_with("_arc/")));
     std::fs::rename(&away, &manifest).unwrap();
     place.start(&[]).flush();
     assert_eq!(shipped(&place), [0, 1, 2]);

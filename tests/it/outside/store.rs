@@ -2,7 +2,7 @@
 
 use super::Case;
 
-const TESTS: &str = "src/sink/object/tests.rs";
+const TESTS: &str = "src/sink/object/tests/race.rs";
 
 pub(super) const CASES: &[Case] = &[Case {
     id: "H15",
