@@ -48,7 +48,7 @@ pub fn body_hash(route: &str, unit: &str, body: &[u8]) -> [u8; 32] {
 }
 
 /// The key that the server makes for a partial write: an id and a body hash, over the route, the precision, the database and the inflated
-/// body. The id is the beginning of the hash, by which [`is_own`] knows it; a client's key has another hash as its id.
+/// body. The id is the beginning of the hash, by which `is_own` knows it; a client's key has another hash as its id.
 pub fn own_key(route: &str, unit: &str, database: &str, body: &[u8]) -> ([u8; 16], [u8; 32]) {
     let mut h = Sha256::new();
     for part in ["partial write", route, unit, database] {

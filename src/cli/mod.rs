@@ -189,7 +189,7 @@ pub fn print(text: &str) -> ExitCode {
 /// How long the end of the process waits for its last log lines to be taken.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Writes to stdout as [`print`] does, and goes on after `patience` if nobody reads; whether it was written.
+/// Writes to stdout as [`print()`] does, and goes on after `patience` if nobody reads; whether it was written.
 pub fn print_within(text: String, patience: Duration) -> bool {
     let (done, told) = std::sync::mpsc::channel();
     let writer = std::thread::Builder::new().name("arc-stdout".into()).spawn(move || {

@@ -19,7 +19,7 @@ use super::{DirEntry, Engine, File, GroupWriter, Mapping, Root, SyncMode, Vfs, m
 const MAX_IOV: usize = 1024;
 const ZEROS: usize = 1 << 20;
 
-/// The real disk. Names below the directory of a lock that is held are looked up from its open descriptor (see [`held`]).
+/// The real disk. Names below the directory of a lock that is held are looked up from its open descriptor (module `held`).
 #[derive(Debug, Default, Clone, Copy)]
 pub struct OsVfs;
 

@@ -86,7 +86,7 @@ pub struct ManifestState {
     pub limits: Option<NodeLimits>,
     /// The newest segment from which rows were acknowledged: what was never acknowledged from cannot have lost anything.
     pub acknowledged: Option<SegmentEntry>,
-    /// Sum of [`PlanState::history_bytes`] of the shipped plans.
+    /// Bytes that the shipped plans take.
     pub history_bytes: u64,
 }
 
