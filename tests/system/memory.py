@@ -12,7 +12,7 @@ from lib import *
 
 MIB = 1 << 20
 SETTINGS = {
-    "wal.segment_size": "64MB", "wal.max_size": "4GB", "compaction.trigger_size": "64MB", "compaction.max_delay": "1s", "log.level": "error",
+    "wal.segment_size": "64MB", "wal.max_size": "4GB", "compaction.trigger_size": "64MB", "compaction.max_delay": "1s", "log.level": "error", "wal.allow_volatile": "true",
 }
 HOUR_MS = 3_600_000
 NOW = int(time.time() * 1000) // HOUR_MS * HOUR_MS
